@@ -1,0 +1,85 @@
+r"""Exact gradients of spike times by differentiating the threshold crossing itself.
+
+The implicit function theorem, applied to :math:`V(t_s; \theta) = v_\mathrm{th}`:
+
+.. math::
+    \dot V(t_s)\, dt_s = -\frac{\partial V}{\partial \theta} d\theta
+        + \frac{v_\mathrm{th} - v_\mathrm{reset}}{\tau_m}
+          \sum_{r < s} e^{-(t_s - t_r)/\tau_m} dt_r .
+
+This is Fast & Deep (Goeltz et al., `Nat. Mach. Intell. 3, 823 (2021)
+<https://doi.org/10.1038/s42256-021-00388-x>`_) for any ratio of time constants and any
+number of spikes. It is written as a derivative rule whose result is differentiable in
+turn, so forward mode and higher derivatives work; the price is memory proportional to
+input events times output spikes, where EventProp keeps events only.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsnn.dynamics import Neuron
+from jaxsnn.record import (
+    Record,
+    State,
+    current,
+    elapsed,
+    free_voltage,
+    slope_at_threshold,
+    start_of_run,
+)
+from jaxsnn.spikes import NO_TIME, Spikes
+
+
+def analytic(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    record: Record,
+) -> Array:
+    """Returns the record's spike times, with derivatives of every order attached.
+
+    Same arguments and same promise as `jaxsnn.eventprop.eventprop`.
+    """
+    return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attach(neuron, kernel, inputs, start, record):
+    del neuron, kernel, inputs, start
+    return record.times
+
+
+@_attach.defjvp
+def _attach_jvp(neuron, primals, tangents):
+    kernel, inputs, start, record = primals
+    times = _attach(neuron, *primals)  # Differentiable, for the next order.
+
+    def voltage(kernel, inputs, start):
+        opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
+        return free_voltage(neuron, kernel, inputs, opening, times)
+
+    _, change = jax.jvp(voltage, (kernel, inputs, start), tangents[:3])
+    spiked = times < NO_TIME
+    opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
+    i = current(neuron, kernel, inputs, opening, times)
+    explained = spiked & (record.slope < jnp.inf)
+    slope = jnp.where(explained, slope_at_threshold(neuron, i), jnp.inf)
+    jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
+    gap, both = elapsed(times[..., 1:], times[..., :-1])
+    decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)
+    decay = jnp.concatenate([jnp.zeros_like(times[..., :1]), decay], axis=-1)
+
+    def step(earlier: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:
+        change, slope, decay = spike
+        own = earlier * decay
+        dt = (jump * own - change) / slope
+        return own + dt, dt
+
+    spikes = [jnp.moveaxis(x, -1, 0) for x in (change, slope, decay)]
+    _, dt = lax.scan(step, jnp.zeros_like(times[..., 0]), spikes)
+    # The mask also keeps out what a loss may return for a time of inf.
+    return times, jnp.where(spiked, jnp.moveaxis(dt, 0, -1), 0)

@@ -1,0 +1,130 @@
+r"""EventProp: exact gradients of spike times by an adjoint pass over the events.
+
+Spike :math:`s` of a neuron happens when :math:`V(t_s) = v_\mathrm{th}`, with :math:`V`
+the closed form of `jaxsnn.record`. Let :math:`g_s` be the derivative of the loss by
+that output time alone. Own resets couple a neuron's spikes, so its total derivative is
+
+.. math::
+    h_s = g_s + \frac{v_\mathrm{th} - v_\mathrm{reset}}{\tau_m}
+          \sum_{r > s} \mu_r e^{-(t_r - t_s)/\tau_m}, \qquad
+    \mu_s = h_s / \dot V(t_s^-),
+
+one decaying accumulator that runs backwards in time. The adjoint of the synaptic
+current, :math:`\lambda_j = -\sum_{t_s \ge t_j} \mu_s k(t_s - t_j)`, then gives
+
+.. math::
+    \frac{\partial L}{\partial w_{jn}} = \sum_{t_j} \lambda_{jn}, \qquad
+    \frac{\partial L}{\partial t_j} = -\sum_n w_{jn} \dot\lambda_{jn}.
+
+Wunderlich & Pehle, `Event-based backpropagation can compute exact gradients for
+spiking neural networks <https://doi.org/10.1038/s41598-021-91786-z>`_, Sci. Rep. 11,
+12829 (2021), state it with adjoint ODEs; for this neuron those have the solution above.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsnn.dynamics import Neuron, psp, psp_slope
+from jaxsnn.record import Places, Record, State, elapsed
+from jaxsnn.spikes import NO_TIME, Spikes
+
+
+def eventprop(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    record: Record,
+) -> Array:
+    """Returns the record's spike times, with their exact gradient attached.
+
+    Gradients flow to the kernel, to the times of the inputs, and to the voltage and
+    current of `start`. They are those of the spikes that did occur: that a spike
+    appears or disappears as a weight changes is a jump that no gradient sees. Silent
+    neurons get a gradient of zero. The backward pass keeps events, not voltages.
+    Reverse mode, first order; `jaxsnn.analytic.analytic` has the rest.
+
+    Args:
+      neuron: parameters.
+      kernel: weights, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      start: state at the beginning of the window; at rest if None.
+      record: what happened, whoever found out. Taken as given, not differentiated.
+
+    Returns:
+      ``record.times``.
+    """
+    return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attach(neuron, kernel, inputs, start, record):
+    del neuron, kernel, inputs, start
+    return record.times
+
+
+def _attach_fwd(neuron, kernel, inputs, start, record):
+    del neuron
+    return record.times, (kernel, inputs, start, record)
+
+
+def _attach_bwd(neuron, residuals, grad_times):
+    kernel, inputs, start, record = residuals
+    mu = _multipliers(neuron, record, grad_times)
+    # [n, batch, places, neurons]: the spikes of a neuron against its inputs' events.
+    times = jnp.moveaxis(record.times, -1, 0)[:, :, None, :]
+    mu = jnp.moveaxis(mu, -1, 0)[:, :, None, :]
+
+    places = Places.of(inputs)
+    dt, after = elapsed(times, places.time[:, :, None])
+    adjoint = jnp.where(after, -mu * psp(neuron, dt), 0)
+    if places.source.ndim == 1:
+        grad_kernel = jnp.sum(adjoint, axis=(0, 1))
+        grad_kernel = jnp.sum(grad_kernel.reshape(*kernel.shape[:1], -1, kernel.shape[1]), 1)
+    else:
+        grad_kernel = jnp.zeros_like(kernel).at[places.source].add(jnp.sum(adjoint, 0))
+
+    pull = jnp.where(after, mu * psp_slope(neuron, dt), 0)
+    grad_time = jnp.sum(places.weights(kernel) * jnp.sum(pull, axis=0), axis=-1)
+    if inputs.by_source is None:
+        grad_inputs = Spikes._known_good(grad_time, None, inputs.size)
+    else:
+        grad_time = grad_time.reshape(inputs.by_source.shape)
+        grad_inputs = Spikes._known_good(None, None, inputs.size, grad_time)
+
+    grad_start = None
+    if start is not None:
+        dt, after = elapsed(times[:, :, 0], start.time[:, None])
+        to_v = jnp.where(after, -mu[:, :, 0] * jnp.exp(-dt / neuron.tau_mem), 0)
+        to_i = jnp.where(after, -mu[:, :, 0] * psp(neuron, dt), 0)
+        grad_start = State(jnp.sum(to_v, 0), jnp.sum(to_i, 0), None, None)
+    return grad_kernel, grad_inputs, grad_start, None
+
+
+_attach.defvjp(_attach_fwd, _attach_bwd)
+
+
+def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
+    r"""The multipliers :math:`\mu_s`, 0 where there is no spike."""
+    spiked = record.times < NO_TIME
+    grad = jnp.where(spiked, grad_times, 0)
+    inverse = jnp.where(spiked, 1 / record.slope, 0)
+    if grad.shape[-1] == 1:
+        return grad * inverse
+    jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
+    gap, both = elapsed(record.times[..., 1:], record.times[..., :-1])
+    decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)
+    decay = jnp.concatenate([decay, jnp.zeros_like(decay[..., :1])], axis=-1)
+
+    def step(later: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:
+        grad, inverse, decay = spike
+        own = later * decay
+        mu = (grad + jump * own) * inverse
+        return own + mu, mu
+
+    spikes = [jnp.moveaxis(x, -1, 0) for x in (grad, inverse, decay)]
+    _, mu = lax.scan(step, jnp.zeros_like(grad[..., 0]), spikes, reverse=True)
+    return jnp.moveaxis(mu, 0, -1)

@@ -1,0 +1,64 @@
+"""A network whose layers run together."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from flax import linen as nn
+
+from jaxsnn.backend import Backend, Population
+from jaxsnn.dynamics import Time
+from jaxsnn.layers.lif import LIF, device_key
+from jaxsnn.spikes import NO_TIME, Spikes
+
+
+class Network(nn.Module):
+    """Spiking layers in a row, run by the simulation or, as one, by a device.
+
+    On a device a network is one run per batch: the hidden spikes travel on the device
+    and are read out afterwards. Then every layer computes its gradient from what was
+    observed of it and of the layer before.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxsnn.coding import encode_latency
+      >>> from jaxsnn.hardware import SimulatedChip
+      >>> from jaxsnn.layers import LIF, Network
+      >>> inputs = encode_latency(jnp.array([[0.2, 0.7]]), t_late=10e-3, bias=0.0)
+      >>> network = Network([LIF(8, name="hidden"), LIF(3, name="output")])
+      >>> variables = network.init(jax.random.key(0), inputs)
+      >>> network.apply(variables, inputs).size
+      3
+      >>> on_chip = network.clone(backend=SimulatedChip())
+      >>> on_chip.apply(variables, inputs).size
+      3
+
+    Attributes:
+      layers: the layers, first to last.
+      backend: what finds the spikes of all layers; by default each layer's own.
+    """
+
+    layers: Sequence[LIF]
+    backend: Backend | None = None
+    # Layers keep the names they were given; unnamed ones are layers_0, layers_1, ...
+    preserve_adopted_names: ClassVar[bool] = True
+
+    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes:
+        """Runs all layers through one window and returns the last one's spikes."""
+        observations: Sequence = [None] * len(self.layers)
+        if self.backend is not None and not self.is_initializing():
+            populations = [
+                Population(
+                    layer.name,
+                    layer.neuron,
+                    layer.get_variable("params", "kernel"),
+                    layer.max_spikes,
+                )
+                for layer in self.layers
+            ]
+            flat = inputs.reshape_batch(-1)
+            observations = self.backend(populations, flat, until, device_key(self))
+        spikes = inputs
+        for layer, observation in zip(self.layers, observations, strict=True):
+            spikes = layer(spikes, until=until, observation=observation)
+        return spikes

@@ -1,0 +1,261 @@
+r"""The record of a layer's events, and all that follows from it in closed form.
+
+Once the spike times :math:`t_s` of a neuron are known, its state at any time is a sum
+over events, linear in the weights:
+
+.. math::
+    I(t) = \sum_{t_j \le t} w_j e^{-(t - t_j)/\tau_s}, \qquad
+    V(t) = v_\mathrm{leak} + \sum_{t_j \le t} w_j k(t - t_j)
+           - (v_\mathrm{th} - v_\mathrm{reset})
+             \sum_{t_s < t} e^{-(t - t_s)/\tau_m},
+
+because a reset subtracts a known amount. It does not matter who found the spikes: the
+simulation, another simulator, or a chip.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsnn.dynamics import Neuron, Time, drive, psp
+from jaxsnn.spikes import NO_TIME, Spikes
+
+
+class State(NamedTuple):
+    """What a layer carries from one window to the next.
+
+    Attributes:
+      v: membrane voltages, ``[batch, neurons]``.
+      i: synaptic currents, ``[batch, neurons]``.
+      time: when `v` and `i` hold, ``[batch]``.
+      count: spikes of each neuron since the start of the run, ``[batch, neurons]``.
+    """
+
+    v: Array
+    i: Array
+    time: Array
+    count: Array
+
+
+class Record(NamedTuple):
+    """What happened in a layer: all that a gradient needs besides the inputs.
+
+    Attributes:
+      times: spike times of each neuron, ascending, then ``+inf``,
+        ``[batch, neurons, max_spikes]``.
+      slope: of the voltage at those times; ``inf`` where there is no spike, or none
+        that the model can explain, so that dividing by it switches a gradient off.
+    """
+
+    times: Array
+    slope: Array
+
+
+def start_of_run(
+    neuron: Neuron, start: State | None, batch: int, neurons: int, dtype
+) -> State | None:
+    """State at the beginning: `start`, rest at time 0, or None for nothing to tell.
+
+    A neuron that rests below its threshold does nothing before its first input, so
+    that the time at which its run begins does not matter, and no work is spent on it.
+    """
+    if start is not None or not neuron.fires_unprompted:
+        return start
+    return at_rest(neuron, batch, neurons, dtype)
+
+
+def at_rest(neuron: Neuron, batch: int, neurons: int, dtype) -> State:
+    """State at the beginning of a run, at time 0."""
+    shape = (batch, neurons)
+    return State(
+        v=jnp.full(shape, neuron.v_start, dtype),
+        i=jnp.zeros(shape, dtype),
+        time=jnp.zeros(batch, dtype),
+        count=jnp.zeros(shape, jnp.int32),
+    )
+
+
+def slope_at_threshold(neuron: Neuron, i: Array) -> Array:
+    """Slope of the voltage at a spike, from the current, in 1 / s.
+
+    It cannot be resolved below the rounding error of the difference that it is; that
+    error is what a grazing spike gets, so that its gradient is huge but finite.
+    """
+    slope = drive(neuron, jnp.asarray(neuron.v_th, i.dtype), i)
+    error = jnp.finfo(i.dtype).eps * (jnp.abs(i) + abs(neuron.v_th - neuron.v_leak))
+    return jnp.maximum(slope, error) / neuron.tau_mem
+
+
+class Places(NamedTuple):
+    """Input events as the sums above run over them, in whichever order is known.
+
+    Attributes:
+      time: time of each event, ``inf`` for none, ``[batch, places]``.
+      source: source of each event, ``[batch, places]``, or ``[places]`` if every
+        sample has the same.
+    """
+
+    time: Array
+    source: Array
+
+    @classmethod
+    def of(cls, inputs: Spikes) -> Self:
+        """Lists the input events; by source if known, which spares a gather."""
+        if inputs.by_source is None:
+            return cls(inputs.time, inputs.index)
+        batch, size, n = inputs.by_source.shape
+        source = jnp.arange(size * n) // n
+        return cls(inputs.by_source.reshape(batch, size * n), source)
+
+    def weights(self, kernel: Array) -> Array:
+        """Weights of each event, ``[batch or 1, places, neurons]``."""
+        weights = kernel[self.source]
+        return weights if weights.ndim == 3 else weights[None]
+
+    def per_source(self, values: Array, size: int) -> Array:
+        """Adds up values of the events of each source, ``[batch, size]``."""
+        if self.source.ndim == 1:
+            return jnp.sum(values.reshape(values.shape[0], size, -1), axis=-1)
+        rows = jnp.arange(values.shape[0])[:, None]
+        zeros = jnp.zeros((values.shape[0], size), values.dtype)
+        return zeros.at[rows, self.source].add(values)  # Empty places add 0.
+
+
+def elapsed(at: Array, since: Array) -> tuple[Array, Array]:
+    """Time from `since` to `at` where both exist in that order, else 0; and where."""
+    after = (at >= since) & (at < NO_TIME)
+    return jnp.where(after, at - jnp.where(after, since, 0), 0), after
+
+
+def respond(
+    response: Callable[[Array], Array], kernel: Array, inputs: Spikes, at: Array
+) -> Array:
+    """Sums a response to each input event over the inputs, at the neurons' own times.
+
+    Args:
+      response: of a neuron to a unit event, as a function of the time since.
+      kernel: weights, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      at: times of interest, ``[batch, neurons, n]``.
+
+    Returns:
+      The sums, ``[batch, neurons, n]``.
+    """
+    places = Places.of(inputs)
+    at = jnp.moveaxis(at, -1, 0)[:, :, None, :]  # [n, batch, places, neurons]
+    dt, after = elapsed(at, places.time[:, :, None])
+    responses = jnp.where(after, response(dt), 0)
+    return jnp.moveaxis(jnp.sum(places.weights(kernel) * responses, axis=2), 0, -1)
+
+
+def current(
+    neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, at: Array
+) -> Array:
+    """Synaptic current at the neurons' own times, ``[batch, neurons, n]``."""
+
+    def decay(dt: Array) -> Array:
+        return jnp.exp(-dt / neuron.tau_syn)
+
+    total = respond(decay, kernel, inputs, at)
+    if start is None:
+        return total
+    dt, after = elapsed(at, start.time[:, None, None])
+    return total + jnp.where(after, start.i[..., None] * decay(dt), 0)
+
+
+def free_voltage(
+    neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, at: Array
+) -> Array:
+    """Voltage at the neurons' own times, as if they did not spike after `start`."""
+    total = respond(lambda dt: psp(neuron, dt), kernel, inputs, at)
+    if start is not None:
+        dt, after = elapsed(at, start.time[:, None, None])
+        v = (start.v - neuron.v_leak)[..., None] * jnp.exp(-dt / neuron.tau_mem)
+        total += jnp.where(after, v + start.i[..., None] * psp(neuron, dt), 0)
+    return neuron.v_leak + total
+
+
+def state_after(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    times: Array,
+    until: Time,
+) -> State:
+    """State of a layer at the end of its window, differentiable in all arguments.
+
+    Args:
+      neuron: parameters.
+      kernel: weights, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``; those at or after `until` do not count.
+      start: state at the beginning; at rest if None.
+      times: the layer's spike times since then, ``[batch, neurons, n]``.
+      until: end of the window; at ``inf`` the neurons have come to rest.
+    """
+    batch, neurons, _ = times.shape
+    start = at_rest(neuron, batch, neurons, times.dtype) if start is None else start
+    end = jnp.broadcast_to(jnp.asarray(until, times.dtype), (batch,))
+
+    def remains(tau: float, since: Array) -> Array:
+        before = since < _like(end, since)
+        dt = jnp.where(before, _like(end, since) - jnp.where(before, since, 0), 0)
+        return jnp.where(before, jnp.exp(-dt / tau), 0)
+
+    places = Places.of(inputs)
+    arrived = places.time < end[:, None]
+    dt = jnp.where(arrived, end[:, None] - jnp.where(arrived, places.time, 0), 0)
+    size = kernel.shape[0]
+    to_i = places.per_source(remains(neuron.tau_syn, places.time), size)
+    to_v = places.per_source(jnp.where(arrived, psp(neuron, dt), 0), size)
+    i = to_i @ kernel + start.i * remains(neuron.tau_syn, start.time)[:, None]
+    dt = jnp.maximum(end - start.time, 0)[:, None]
+    resets = jnp.sum(remains(neuron.tau_mem, times), axis=-1)
+    v = (
+        neuron.v_leak
+        + to_v @ kernel
+        + (start.v - neuron.v_leak) * jnp.exp(-dt / neuron.tau_mem)
+        + start.i * psp(neuron, dt)
+        - (neuron.v_th - neuron.v_reset) * resets
+    )
+    spikes = jnp.sum(times < NO_TIME, axis=-1, dtype=jnp.int32)
+    return State(v, i, end, start.count + spikes)
+
+
+def explain(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    times: Array,
+) -> tuple[Record, Array]:
+    """Completes spike times that were observed elsewhere to a record.
+
+    A spike can be explained if its neuron's voltage, by the model, was rising when it
+    met the threshold. Others get an infinite slope, which takes them out of the
+    gradient, and are counted.
+
+    Args:
+      neuron: parameters.
+      kernel: weights that the device really had, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      start: state at the beginning; at rest if None.
+      times: observed spike times, ``[batch, neurons, max_spikes]``, ``inf`` for none.
+
+    Returns:
+      The record, and the number of unexplained spikes, int32, ``[batch]``.
+    """
+    start = start_of_run(neuron, start, times.shape[0], times.shape[1], times.dtype)
+    i = current(neuron, kernel, inputs, start, times)
+    rising = i > neuron.v_th - neuron.v_leak
+    spiked = times < NO_TIME
+    slope = jnp.where(spiked & rising, slope_at_threshold(neuron, i), jnp.inf)
+    unexplained = jnp.sum(spiked & ~rising, axis=(1, 2), dtype=jnp.int32)
+    return Record(times, slope), unexplained
+
+
+def _like(per_sample: Array, other: Array) -> Array:
+    """Gives a ``[batch]`` array the number of axes of another."""
+    return per_sample.reshape(per_sample.shape + (1,) * (other.ndim - 1))

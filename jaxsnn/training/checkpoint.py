@@ -1,0 +1,334 @@
+"""Checkpoints that are verified when read, and the rules for continuing from one."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxsnn.training.errors import TrainingError
+from jaxsnn.training.steps import TrainState
+
+_VERSION = 1
+
+# Fields, or groups of them. All others decide the numbers: changing one makes another
+# run.
+MAY_CHANGE = frozenset(
+    {
+        "checkpoint_every_epochs",
+        "chip",
+        "data_dir",
+        "eval_split",
+        "hardware",
+        "keep_checkpoints",
+        "log_every_epochs",
+        "num_epochs",
+    }
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """What was read back.
+
+    Attributes:
+      state: the state, on the device of the state it replaces.
+      progress: the values given to `Checkpoints.save`.
+      config: the fields of the config it was trained with, by dotted name.
+    """
+
+    state: TrainState
+    progress: dict[str, Any]
+    config: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `checkpoints` below its workdir.
+
+    Saves are asynchronous and atomic: a process killed at any time leaves whole
+    checkpoints, and at most a temporary directory that the next one removes.
+
+    Args:
+      workdir: directory of the run.
+      keep: how many of the newest checkpoints are kept.
+      read_only: whether to leave the directory as it is.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
+        self.directory = workdir / "checkpoints"
+        self._read_only = read_only
+        self._saved: int | None = None
+        if read_only:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True
+            )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self,
+        state: TrainState,
+        progress: Mapping[str, Any],
+        config: ml_collections.ConfigDict,
+    ) -> None:
+        """Starts to save `state` under its step, unless that step is saved already.
+
+        The buffers of `state` may be donated as soon as this returns.
+
+        Args:
+          state: the state; its parameters are finite.
+          progress: where the run is and on which data, as plain values.
+          config: the config of the run.
+
+        Raises:
+          TrainingError: this save or the one before it failed, as on a full disk.
+        """
+        step = int(state.step)
+        if step == self._saved:
+            return
+        content = {**progress, "version": _VERSION, "state_digest": _digest(state)}
+        fields = json.loads(config.to_json())
+        seal = _seal(content, fields)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave({**content, "seal": seal}),
+            config=ocp.args.JsonSave(fields),
+        )
+        with self._saving():
+            # Orbax declines, without a word, a step below one that is there.
+            if not self._manager.save(step, args=items):
+                raise ValueError(f"step {step} is not above those that are there")
+        self._saved = step
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete on disk.
+
+        Raises:
+          TrainingError: it failed.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the threads; never raises."""
+        with contextlib.suppress(Exception), _quiet():
+            self._manager.close()
+
+    def last_good(self) -> str:
+        """Says in words where the newest checkpoint is."""
+        step = self._manager.latest_step()
+        if step is None:
+            return "No checkpoint was saved."
+        return f"The last good checkpoint is step {step} in {self.directory}."
+
+    def restore(
+        self, state: TrainState, config: ml_collections.ConfigDict, **data: Any
+    ) -> Checkpoint | None:
+        """Reads the newest checkpoint that is whole.
+
+        Damaged ones are named in a warning; they are moved to `damaged` below the
+        workdir, where they are not in the way of later saves.
+
+        Args:
+          state: a state of the same structure and on the wanted device.
+          config: the config of this run.
+          **data: facts about the data that must equal those in the saved progress.
+
+        Returns:
+          The checkpoint, or None where there is none at all.
+
+        Raises:
+          TrainingError: the checkpoints are of another run, or all of them are damaged.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = None
+            with _quiet():
+                try:
+                    found = self._read(step, state, config, data)
+                except TrainingError:
+                    raise
+                except Exception as error:  # Orbax reports damage in many types.
+                    reason = _one_line(error)
+                    error.__traceback__ = None
+                    # Reads still under way complain when they end, and coroutines that
+                    # were never awaited when they are collected.
+                    time.sleep(0.2)
+                    gc.collect()
+            if reason is None:
+                self._set_aside(damaged)
+                self._saved = step
+                return found
+            damaged[step] = reason
+            logger.warning(
+                "warning: checkpoint %s is damaged and not used (%s)",
+                self.directory / str(step),
+                reason,
+            )
+        if damaged:
+            raise TrainingError(
+                f"All checkpoints in {self.directory} are damaged (steps "
+                f"{', '.join(map(str, sorted(damaged)))}); nothing was changed. Put "
+                "back a copy, or move the directory away to start anew."
+            )
+        return None
+
+    def _read(
+        self,
+        step: int,
+        state: TrainState,
+        config: ml_collections.ConfigDict,
+        data: Mapping[str, Any],
+    ) -> Checkpoint:
+        json_item = ocp.args.JsonRestore()
+        items = self._manager.restore(
+            step, args=ocp.args.Composite(progress=json_item, config=json_item)
+        )
+        progress, fields = items["progress"], items["config"]
+        # Before anything else: one flipped bit makes seed 1 a seed 3.
+        if progress.pop("seal") != _seal(progress, fields):
+            raise ValueError("progress and config do not have their checksum")
+        if progress["version"] != _VERSION:
+            raise TrainingError(
+                f"Checkpoint {step} in {self.directory} has format version "
+                f"{progress['version']}; this code reads version {_VERSION}."
+            )
+        self._check_same_run(progress, flatten(fields), config, data)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        items = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        # Orbax has no checksum on the values of arrays above 1 KiB: flipped bits would
+        # go unseen.
+        if _digest(items["state"]) != progress["state_digest"]:
+            raise ValueError("the state does not have its checksum")
+        return Checkpoint(items["state"], progress, flatten(fields))
+
+    def _check_same_run(
+        self,
+        progress: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        config: ml_collections.ConfigDict,
+        data: Mapping[str, Any],
+    ) -> None:
+        saved = {**fields, **{f"data {name}": progress[name] for name in data}}
+        current = {
+            **flatten(json.loads(config.to_json())),
+            **{f"data {name}": value for name, value in data.items()},
+        }
+        differing = [
+            f"  {name}: {saved.get(name, 'absent')!r} in the checkpoint, "
+            f"{current.get(name, 'absent')!r} now"
+            for name in sorted(saved.keys() | current.keys())
+            if saved.get(name) != current.get(name)
+            and name.partition(".")[0] not in MAY_CHANGE
+        ]
+        if differing:
+            raise TrainingError(
+                f"The checkpoints in {self.directory} are of another run:\n"
+                + "\n".join(differing)
+                + "\nChoose another --workdir, or restore these values to continue."
+            )
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        if self._read_only or not damaged:
+            return
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        aside = self.directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        for step in damaged:
+            shutil.move(self.directory / str(step), aside / f"{step}-{stamp}")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax reports a full disk as ValueError.
+            raise TrainingError(
+                f"Cannot save a checkpoint in {self.directory}: {_one_line(error)}. "
+                "Those saved before are whole; the same command continues from the "
+                "newest once the cause is gone."
+            ) from error
+
+
+def changes(saved: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+    """Names the fields that differ from those saved, each with both values."""
+    current = flatten(json.loads(config.to_json()))
+    return [
+        f"{name} {saved.get(name)!r} -> {current.get(name)!r}"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Gives nested fields dotted names."""
+    flat = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _seal(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
+        )
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0]
+    if len(line) > 200:  # Orbax begins with the operation and ends with the cause.
+        line = f"{line[:80]} ... {line[-115:]}"
+    return f"{type(error).__name__}: {line}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back the pages that Orbax prints about a checkpoint it cannot read.
+
+    The exception itself still reaches the caller.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for noisy in loggers:
+        noisy.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        for noisy, level in zip(loggers, levels, strict=True):
+            noisy.setLevel(level)
+        sys.unraisablehook = hook

@@ -1,0 +1,135 @@
+"""From a config of plain values to the objects that training is made of."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import Array
+
+from jaxsnn import losses
+from jaxsnn.analytic import analytic
+from jaxsnn.backend import Backend
+from jaxsnn.coding import encode_latency, first_spike_times
+from jaxsnn.eventprop import eventprop
+from jaxsnn.hardware import SimulatedChip
+from jaxsnn.layers import LIF, Network, spread_normal
+from jaxsnn.spikes import NO_TIME, Spikes
+from jaxsnn.training.errors import TrainingError
+
+Schedule = Callable[[int], Any]
+T = TypeVar("T")
+
+GRADIENTS = {"eventprop": eventprop, "analytic": analytic}
+LOSSES = {
+    "ttfs_cross_entropy": losses.ttfs_cross_entropy,
+    "ttfs_mse": losses.ttfs_mse,
+}
+HARDWARE: dict[str, Callable[[ml_collections.ConfigDict], Backend | None]] = {
+    "": lambda config: None,
+    "simulated_chip": lambda config: SimulatedChip(**config.chip),
+}
+
+
+class Experiment(NamedTuple):
+    """What training needs to know of a model and its task.
+
+    Attributes:
+      model: the network; ``apply`` takes what `encode` returns.
+      encode: features ``[batch, features]`` to the network's inputs.
+      loss: ``(outputs, labels, params, events)`` to the loss of each example.
+      predict: outputs to labels ``[batch]``, -1 where no output neuron fired.
+      optimizer: steps per epoch to the optimizer and its learning rate per step.
+    """
+
+    model: Network
+    encode: Callable[[Array], Spikes]
+    loss: Callable[[Spikes, Array, Mapping, Mapping], Array]
+    predict: Callable[[Spikes], Array]
+    optimizer: Callable[[int], tuple[optax.GradientTransformation, Schedule]]
+
+
+def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Builds the experiment that `config` describes; see `configs/yinyang.py`.
+
+    Raises:
+      TrainingError: a value that names nothing, or is out of its range.
+    """
+    try:
+        model = _model(config)
+    except ValueError as error:
+        raise TrainingError(f"config.model: {error}") from error
+    loss_fn = _choose("loss.name", config.loss.name, LOSSES)
+    options = {
+        k: v for k, v in config.loss.items() if k not in ("name", "bump", "early")
+    }
+
+    def encode(features: Array) -> Spikes:
+        return encode_latency(features, **config.encoding)
+
+    def loss(outputs: Spikes, labels: Array, params: Mapping, events: Mapping) -> Array:
+        times = first_spike_times(outputs)
+        each = loss_fn(times, labels, **options)
+        each += config.loss.early * losses.earliness(
+            times, labels, tau=config.model.tau_syn, t_silent=config.loss.t_silent
+        )
+        # A constant to each example, so that the mean over examples has it once.
+        bump = sum(
+            losses.silence_bump(params[name]["kernel"], state["count"])
+            for name, state in events.items()
+        )
+        return each + config.loss.bump * bump
+
+    def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+        schedule = optax.cosine_decay_schedule(
+            config.learning_rate, steps * config.num_epochs
+        )
+        clip = optax.clip_by_global_norm(config.clip_norm)
+        return optax.chain(clip, optax.adam(schedule)), schedule
+
+    return Experiment(model, encode, loss, predict, optimizer)
+
+
+def predict(outputs: Spikes) -> Array:
+    """The neuron that fires first, int32, ``[batch]``; -1 if none does."""
+    times = first_spike_times(outputs)
+    first = jnp.argmin(times, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.min(times, axis=-1) < NO_TIME, first, -1)
+
+
+def _model(config: ml_collections.ConfigDict) -> Network:
+    model = config.model
+    shared = {
+        "tau_mem": model.tau_mem,
+        "tau_syn": model.tau_syn,
+        "v_th": model.v_th,
+        "gradient": _choose("model.gradient", model.gradient, GRADIENTS),
+        "param_dtype": jnp.dtype(model.dtype),
+    }
+    hidden = [
+        LIF(
+            features,
+            max_spikes=model.max_spikes,
+            slots=model.slots,
+            kernel_init=spread_normal(*model.hidden_init),
+            name="hidden" if len(model.hidden) == 1 else f"hidden_{n}",
+            **shared,
+        )
+        for n, features in enumerate(model.hidden)
+    ]
+    output = LIF(
+        model.outputs,
+        kernel_init=spread_normal(*model.output_init),
+        name="output",
+        **shared,
+    )
+    backend = _choose("hardware", config.hardware, HARDWARE)(config)
+    return Network([*hidden, output], backend=backend)
+
+
+def _choose(field: str, name: str, options: Mapping[str, T]) -> T:
+    if name not in options:
+        known = ", ".join(repr(option) for option in options)
+        raise TrainingError(f"config.{field} is {name!r}, expected one of {known}.")
+    return options[name]

@@ -1,0 +1,453 @@
+"""The host's part of training: data in, progress out, checkpoints, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import json
+import logging
+import os
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import filelock
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from jaxsnn import datasets
+from jaxsnn.training import checkpoint, experiment, writers
+from jaxsnn.training.checkpoint import Checkpoints
+from jaxsnn.training.errors import Interrupted, NonFiniteError, TrainingError
+from jaxsnn.training.metrics import EvalMetrics, Window, to_scalars
+from jaxsnn.training.steps import (
+    Batch,
+    TrainState,
+    create_train_state,
+    evaluate_split,
+    train_epoch,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Setup(NamedTuple):
+    """What training and evaluation share: all that a config alone determines."""
+
+    state: TrainState
+    learning_rate: Callable[[int], Any]
+    train: Batch
+    train_key: jax.Array
+    eval_key: jax.Array
+    steps_per_epoch: int
+    num_examples: int
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
+) -> TrainState:
+    """Trains to `config.num_epochs`, then evaluates the test split once.
+
+    Continues from the newest whole checkpoint in `workdir`, bit for bit as if it had
+    never stopped. A run that is finished already is reported and not repeated.
+
+    Args:
+      config: the experiment, as `configs/yinyang.py` describes it.
+      workdir: directory for checkpoints, metrics and TensorBoard files; it is created.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      TrainingError: the run cannot go on; the message says what to do.
+      Interrupted: SIGTERM or SIGINT; the state was saved after the epoch in progress.
+    """
+    began = time.perf_counter()
+    directory = Path(workdir).absolute()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stop_on_signal())
+        with writers.writing_to(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_only_process(directory))
+            checkpoints = Checkpoints(directory, config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+
+        setup = _set_up(config)
+        state, window = setup.state, Window()
+        found = checkpoints.restore(state, config, num_examples=setup.num_examples)
+        if found:
+            state = found.state
+            window = Window(found.progress["window"])
+            changed = checkpoint.changes(found.config, config)
+            logger.info(
+                "continuing from step %d (epoch %d)%s",
+                state.step,
+                found.progress["epoch"],
+                f", with {', '.join(changed)}" if changed else "",
+            )
+        epoch = int(state.step) // setup.steps_per_epoch
+        if epoch >= config.num_epochs:
+            rows = writers.read_metrics(directory)
+            results = [row for row in rows if "test/accuracy" in row]
+            if results and results[-1]["step"] == state.step:
+                _log_result("This run is finished", results[-1], epoch)
+                logger.info(
+                    "Raise config.num_epochs to train on, or choose another --workdir "
+                    "to train anew; this one is %s",
+                    directory,
+                )
+                return state
+
+        writer = writers.MetricWriter(directory, int(state.step))
+        stack.callback(writer.close)
+        with writers.writing_to(directory):
+            writers.write_atomically(
+                directory / "config.json", config.to_json(indent=2) + "\n"
+            )
+        if not found:
+            writer.write_texts(0, {"config": f"```\n{config}```"})
+
+        evaluate_on = _evaluator(config, setup)
+        compile_seconds = 0.0
+        if epoch < config.num_epochs:
+            validation = _load(config, "validation")
+            logger.info("compiling ...")
+            tic = time.perf_counter()
+            run_epoch = _compile(setup, state, config.batch_size)
+            # The first call compiles; its result is not wanted.
+            jax.block_until_ready(evaluate_on(state, validation))
+            compile_seconds = time.perf_counter() - tic
+            logger.info("compiled in %.1f s", compile_seconds)
+        samples_per_epoch = setup.steps_per_epoch * config.batch_size
+        pace = _Pace()
+
+        while True:
+            if stop.signum is not None:
+                if pace.epochs:
+                    progress = _progress(config, setup, epoch, window)
+                    checkpoints.save(state, progress, config)
+                    checkpoints.wait()
+                logger.info(
+                    "%s: stopped at step %d (epoch %d); the same command continues",
+                    signal.Signals(stop.signum).name,
+                    state.step,
+                    epoch,
+                )
+                raise Interrupted(stop.signum)
+            if epoch >= config.num_epochs:
+                break
+            tic = time.perf_counter()
+            state, metrics, steps = run_epoch(state, setup.train, setup.train_key)
+            metrics, steps = jax.device_get((metrics, steps))
+            seconds = time.perf_counter() - tic
+            epoch += 1
+            step = epoch * setup.steps_per_epoch
+            _check_finite(steps, epoch, step - setup.steps_per_epoch, checkpoints)
+            window.add(metrics, samples_per_epoch, seconds)
+            pace.add(samples_per_epoch, seconds)
+
+            last = epoch == config.num_epochs
+            if last or epoch % config.log_every_epochs == 0:
+                row = {
+                    "epoch": epoch,
+                    **window.scalars(),
+                    # Schedules count from 0: this is the rate of the step just taken.
+                    "learning_rate": float(setup.learning_rate(step - 1)),
+                    **_prefix("validation", to_scalars(evaluate_on(state, validation))),
+                }
+                writer.write_scalars(step, row)
+                _log_progress(step, row, config.num_epochs, pace)
+                window = Window()
+            # After the log: a killed run is cut back to the step it continues from, and
+            # what was logged up to that step must be there.
+            if last or epoch % config.checkpoint_every_epochs == 0:
+                progress = _progress(config, setup, epoch, window)
+                checkpoints.save(state, progress, config)
+
+        result = _prefix("test", to_scalars(evaluate_on(state, _load(config, "test"))))
+        checkpoints.wait()
+        # Last of all: this line is what marks a run as finished.
+        writer.write_scalars(int(state.step), {"epoch": epoch, **result})
+        _log_result("done", result, epoch)
+        if pace.epochs:
+            logger.info(
+                "training: %.0f samples/s (%d samples in the %.1f s spent in epochs; "
+                "compilation, evaluation and checkpoints not counted)",
+                pace.samples / pace.seconds,
+                pace.samples,
+                pace.seconds,
+            )
+        logger.info(
+            "total wall time of this call: %.1f s, %.1f s of it compilation",
+            time.perf_counter() - began,
+            compile_seconds,
+        )
+        logger.info(
+            "files: metrics.jsonl, config.json, checkpoints, TensorBoard events in %s",
+            directory,
+        )
+        return state
+
+
+def evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
+) -> dict[str, float | int]:
+    """Evaluates the newest whole checkpoint on `config.eval_split`; writes nothing.
+
+    Args:
+      config: the config of the run; `hardware` may be another than in training.
+      workdir: directory of the run.
+
+    Returns:
+      `loss`, `accuracy`, and what the layers report as `events/...`.
+
+    Raises:
+      TrainingError: there is no whole checkpoint, or it is of another run.
+    """
+    directory = Path(workdir).absolute()
+    found = None
+    if (directory / "checkpoints").is_dir():
+        setup = _set_up(config)
+        checkpoints = Checkpoints(directory, read_only=True)
+        with contextlib.closing(checkpoints):
+            found = checkpoints.restore(
+                setup.state, config, num_examples=setup.num_examples
+            )
+    if found is None:
+        raise TrainingError(
+            f"There is no checkpoint in {directory}. Train first, or name the "
+            "directory of a run with --workdir."
+        )
+    if found.config["hardware"] != config.hardware:
+        logger.info(
+            "trained on hardware %r, evaluated on %r",
+            found.config["hardware"],
+            config.hardware,
+        )
+    evaluate_on = _evaluator(config, setup)
+    result = to_scalars(evaluate_on(found.state, _load(config, config.eval_split)))
+    logger.info(
+        "step %d (epoch %d) on %s: %s",
+        found.state.step,
+        found.progress["epoch"],
+        config.eval_split,
+        ", ".join(f"{name} {value:.4g}" for name, value in result.items()),
+    )
+    return result
+
+
+def _set_up(config: ml_collections.ConfigDict) -> _Setup:
+    for name in (
+        "batch_size",
+        "num_epochs",
+        "log_every_epochs",
+        "checkpoint_every_epochs",
+        "keep_checkpoints",
+    ):
+        if config[name] < 1:
+            raise TrainingError(
+                f"config.{name} must be 1 or more, and is {config[name]}."
+            )
+    device = jax.devices()[0]
+    logger.info(
+        "device %s (%s), jax %s", device.platform, device.device_kind, jax.__version__
+    )
+    fields = checkpoint.flatten(json.loads(config.to_json()))
+    summary = "config " + ", ".join(f"{name}={value}" for name, value in fields.items())
+    logger.info("%s", textwrap.fill(summary, 88, subsequent_indent="  "))
+
+    train = _load(config, "train")
+    num_examples = train["label"].shape[0]
+    steps_per_epoch = num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise TrainingError(
+            f"config.batch_size is {config.batch_size}, more than the {num_examples} "
+            f"training examples of {config.dataset}."
+        )
+    parts = experiment.create_experiment(config)
+    tx, learning_rate = parts.optimizer(steps_per_epoch)
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    state = create_train_state(parts, tx, init_key, train["features"][:1])
+    logger.info(
+        "%s",
+        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+    )
+    return _Setup(
+        # Committed like a restored state; otherwise the two would be compiled apart.
+        state=jax.device_put(state, device),
+        learning_rate=learning_rate,
+        train=train,
+        train_key=jax.device_put(train_key, device),
+        eval_key=jax.device_put(eval_key, device),
+        steps_per_epoch=steps_per_epoch,
+        num_examples=num_examples,
+    )
+
+
+def _load(config: ml_collections.ConfigDict, split: str) -> Batch:
+    try:
+        data = datasets.load(config.dataset, split, data_dir=config.data_dir or None)
+    except (ValueError, datasets.DatasetError) as error:
+        raise TrainingError(str(error)) from error
+    logger.info("%s: %d %s examples", config.dataset, len(data["label"]), split)
+    arrays = {
+        "features": np.asarray(data["features"], np.float32),
+        "label": np.asarray(data["label"], np.int32),
+    }
+    return jax.device_put(arrays, jax.devices()[0])
+
+
+def _compile(setup: _Setup, state: TrainState, batch_size: int) -> Callable[..., Any]:
+    epoch = jax.jit(
+        functools.partial(train_epoch, batch_size=batch_size), donate_argnums=0
+    )
+    return epoch.lower(state, setup.train, setup.train_key).compile()
+
+
+def _evaluator(
+    config: ml_collections.ConfigDict, setup: _Setup
+) -> Callable[[TrainState, Batch], EvalMetrics]:
+    # One key for all: on a device with noise, too, evaluations can be compared.
+    return jax.jit(
+        functools.partial(
+            evaluate_split, key=setup.eval_key, batch_size=config.batch_size
+        )
+    )
+
+
+def _progress(
+    config: ml_collections.ConfigDict, setup: _Setup, epoch: int, window: Window
+) -> dict[str, Any]:
+    """Where a run is, next to its state."""
+    return {
+        "step": epoch * setup.steps_per_epoch,
+        "epoch": epoch,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "num_examples": setup.num_examples,
+        "window": window.leaves(),
+    }
+
+
+class _Pace:
+    """How fast this process trains."""
+
+    def __init__(self) -> None:
+        self.epochs, self.samples, self.seconds = 0, 0, 0.0
+        self._began = time.perf_counter()
+
+    def add(self, samples: int, seconds: float) -> None:
+        self.epochs += 1
+        self.samples += samples
+        self.seconds += seconds
+
+    def time_for(self, epochs: int) -> datetime.timedelta:
+        """Estimates from all that an epoch costs: evaluation and saving as well."""
+        elapsed = time.perf_counter() - self._began
+        return datetime.timedelta(seconds=round(elapsed / self.epochs * epochs))
+
+
+def _check_finite(
+    steps: dict[str, np.ndarray], epoch: int, first_step: int, checkpoints: Checkpoints
+) -> None:
+    losses, grads, params = (
+        steps[name] for name in ("loss", "nonfinite_grads", "nonfinite_params")
+    )
+    bad = ~np.isfinite(losses) | (grads > 0) | (params > 0)
+    if not bad.any():
+        return
+    i = int(np.argmax(bad))
+    raise NonFiniteError(
+        f"Training stopped at step {first_step + i + 1} (epoch {epoch}): the loss is "
+        f"{losses[i]}, {grads[i]} values of the gradient and {params[i]} of the "
+        f"updated parameters are NaN or Inf. {checkpoints.last_good()}"
+    )
+
+
+def _log_result(what: str, result: dict[str, Any], epoch: int) -> None:
+    loss = result["test/loss"]  # None in the file where it was not finite.
+    logger.info(
+        "%s: test accuracy %.4f, test loss %.4f after %d epochs",
+        what,
+        result["test/accuracy"],
+        np.nan if loss is None else loss,
+        epoch,
+    )
+
+
+def _prefix(split: str, scalars: dict[str, float | int]) -> dict[str, float | int]:
+    return {f"{split}/{name}": value for name, value in scalars.items()}
+
+
+def _log_progress(
+    step: int, row: dict[str, float | int], num_epochs: int, pace: _Pace
+) -> None:
+    epoch = int(row["epoch"])
+    overflow = sum(value for name, value in row.items() if name.endswith("_overflow"))
+    logger.info(
+        "epoch %*d/%d  step %d  loss %.4f  accuracy %.4f train, %.4f validation  "
+        "%.0f samples/s  ETA %s%s",
+        len(str(num_epochs)),
+        epoch,
+        num_epochs,
+        step,
+        row["train/loss"],
+        row["train/accuracy"],
+        row["validation/accuracy"],
+        row["train/samples_per_s"],
+        pace.time_for(num_epochs - epoch),
+        f"  {overflow} spikes found no slot" if overflow else "",
+        extra={"transient": epoch % max(1, num_epochs // 10) and epoch < num_epochs},
+    )
+
+
+@contextlib.contextmanager
+def _only_process(directory: Path) -> Iterator[None]:
+    """Holds the run for this process; a killed one gives it back by itself."""
+    lock = filelock.FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise TrainingError(
+            f"Another process is training in {directory}. Wait for it, or choose "
+            "another --workdir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Stop:
+    signum: int | None = None
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Notes SIGTERM and SIGINT instead of dying; a second SIGINT is not waited for."""
+    stop = _Stop()
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        del frame
+        if signum == signal.SIGINT == stop.signum:
+            raise KeyboardInterrupt
+        stop.signum = signum
+
+    # Python lets only the main thread handle signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

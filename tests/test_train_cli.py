@@ -1,0 +1,112 @@
+"""`train.py` as a program: flags, exit codes, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import test_training
+from test_training import make_config, stand_in  # noqa: F401 - a fixture
+
+from jaxsnn import training
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(*arguments, cwd, program="train.py", kill=""):
+    return subprocess.run(
+        [sys.executable, str(ROOT / program), *arguments],
+        cwd=cwd,
+        env={**os.environ, "KILL": kill, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.learning_rat=1"],
+            "error: unknown field in --config: 'learning_rat' "
+            'Did you mean "learning_rate"',
+        ),
+        (["--config.modell.v_th=1"], 'Did you mean "model"'),
+        (["--config.model.tau=1"], "unknown field in --config: 'tau'"),
+        (["--config.seed=x"], "flag --config.seed=x: invalid literal for int()"),
+        (["--config=none.py"], "No such file or directory: 'none.py'"),
+        (["yinyang.py"], "Unexpected argument 'yinyang.py'"),
+    ],
+)
+def test_bad_flag_is_explained(tmp_path, arguments, message):
+    done = start(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_workdir_is_derived_from_the_config(tmp_path):
+    config = f"--config={ROOT}/configs/yinyang.py:smoke"
+    done = start(config, "--mode=eval", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"error: There is no checkpoint in {tmp_path}/runs/yinyang-smoke." in (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_run_continues_bit_by_bit(tmp_path):
+    command = [
+        f"--config={ROOT}/configs/yinyang.py",
+        "--config.num_epochs=5",
+        "--config.batch_size=16",
+        "--config.model.hidden=100",
+        "--config.checkpoint_every_epochs=1",
+        "--config.log_every_epochs=2",
+    ]
+    for kill, code in [
+        # While Orbax writes the checkpoint in its threads.
+        ("save:12:9", -signal.SIGKILL),
+        ("write_scalars:16:15", 128 + signal.SIGTERM),
+        ("", 0),
+    ]:
+        done = start(
+            *command, cwd=tmp_path, program="tests/training_dummy.py", kill=kill
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stderr == ""
+    assert "continuing from step 16 (epoch 4)" in done.stdout
+    assert "done: test accuracy" in done.stdout
+
+    killed = tmp_path / "runs" / "yinyang"
+    state = training.train_and_evaluate(make_config(), killed)
+    expected = training.train_and_evaluate(make_config(), tmp_path / "other")
+    test_training.assert_identical(state, expected)
+    assert test_training.rows(killed) == test_training.rows(tmp_path / "other")
+    assert test_training.tensorboard_steps(killed, "train/loss") == [8, 16, 20]
+
+
+def test_yinyang_trains_and_runs_on_the_simulated_chip(tmp_path):
+    command = [
+        f"--config={ROOT}/configs/yinyang.py:smoke",
+        f"--config.data_dir={tmp_path}/data",
+    ]
+    done = start(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    written = test_training.rows(tmp_path / "runs" / "yinyang-smoke")
+    assert [row["epoch"] for row in written] == [1, 2, 2]
+    assert written[1]["validation/accuracy"] > 0.6  # One class alone: 0.35.
+
+    done = start(
+        *command, "--mode=eval", "--config.hardware=simulated_chip", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained on hardware '', evaluated on 'simulated_chip'" in done.stdout
+    assert "events/hidden_unexplained" in done.stdout
