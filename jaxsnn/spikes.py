@@ -336,6 +336,8 @@ def _exchange(time: Array, order: Array, parity: int) -> tuple[Array, Array]:
 def _times_by_source(time: Array, index: Array, size: int, n: int) -> Array:
     """Scatters sorted events to ``[*batch, size, n]``; what does not fit is left out."""
     batch, slots = time.shape[:-1], time.shape[-1]
+    if slots == 0:
+        return jnp.full((*batch, size, n), NO_TIME, time.dtype)
     time, index = time.reshape(-1, slots), index.reshape(-1, slots)
     rows = jnp.arange(time.shape[0])[:, None]
 
