@@ -5,7 +5,6 @@ Command: `python train.py --config=configs/yinyang.py`; `:smoke` trains for 2 ep
 
 import ml_collections
 from ml_collections import config_dict
-from ml_collections import config_dict
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -31,7 +30,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.max_spikes = 1  # Of each hidden neuron.
     config.model.slots = config_dict.placeholder(int)  # Of a hidden layer; None: all.
     config.model.gradient = "eventprop"  # Or "analytic".
-    config.model.hidden_init = (15.0, 3.6)  # Mean, deviation of a neuron's total weight.
+    config.model.hidden_init = (
+        15.0,
+        3.6,
+    )  # Mean, deviation of a neuron's total weight.
     config.model.output_init = (60.0, 8.8)
     config.model.dtype = "float32"
 

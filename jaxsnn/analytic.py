@@ -79,7 +79,7 @@ def _attach_jvp(neuron, primals, tangents):
         dt = (jump * own - change) / slope
         return own + dt, dt
 
-    spikes = [jnp.moveaxis(x, -1, 0) for x in (change, slope, decay)]
+    spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (change, slope, decay))
     _, dt = lax.scan(step, jnp.zeros_like(times[..., 0]), spikes)
     # The mask also keeps out what a loss may return for a time of inf.
     return times, jnp.where(spiked, jnp.moveaxis(dt, 0, -1), 0)

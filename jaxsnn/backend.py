@@ -59,7 +59,7 @@ class Observation(NamedTuple):
 
     times: Array
     kernel: Array
-    counters: Mapping[str, Array] = {}  # noqa: RUF012 - never changed
+    counters: Mapping[str, Array] = {}
 
 
 class Backend(Protocol):

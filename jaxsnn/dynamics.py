@@ -48,7 +48,9 @@ class Neuron:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{field.name} is {value!r}, expected a finite number.")
+                raise ValueError(
+                    f"{field.name} is {value!r}, expected a finite number."
+                )
         for name in ("tau_mem", "tau_syn"):
             if getattr(self, name) <= 0:
                 raise ValueError(

@@ -83,7 +83,9 @@ def _attach_bwd(neuron, residuals, grad_times):
     adjoint = jnp.where(after, -mu * psp(neuron, dt), 0)
     if places.source.ndim == 1:
         grad_kernel = jnp.sum(adjoint, axis=(0, 1))
-        grad_kernel = jnp.sum(grad_kernel.reshape(*kernel.shape[:1], -1, kernel.shape[1]), 1)
+        grad_kernel = jnp.sum(
+            grad_kernel.reshape(*kernel.shape[:1], -1, kernel.shape[1]), 1
+        )
     else:
         grad_kernel = jnp.zeros_like(kernel).at[places.source].add(jnp.sum(adjoint, 0))
 
@@ -125,6 +127,6 @@ def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
         mu = (grad + jump * own) * inverse
         return own + mu, mu
 
-    spikes = [jnp.moveaxis(x, -1, 0) for x in (grad, inverse, decay)]
+    spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (grad, inverse, decay))
     _, mu = lax.scan(step, jnp.zeros_like(grad[..., 0]), spikes, reverse=True)
     return jnp.moveaxis(mu, 0, -1)

@@ -36,7 +36,7 @@ class State(NamedTuple):
     v: Array
     i: Array
     time: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # Hides tuple.count, which nobody needs.
 
 
 class Record(NamedTuple):

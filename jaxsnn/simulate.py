@@ -100,7 +100,16 @@ def simulate(
         dt = jnp.where(pending & (dt > wait), dt - wait, jnp.where(pending, 0, dt))
         count += pending.astype(count.dtype)
         again = crosses(neuron, v, i, *flow(neuron, v, i, dt)) & (dt > 0)
-        return v, i, now, dt, count, times, slope, pending & again & (count < max_spikes)
+        return (
+            v,
+            i,
+            now,
+            dt,
+            count,
+            times,
+            slope,
+            pending & again & (count < max_spikes),
+        )
 
     def settle(lanes: tuple, count, times, slope, stuck: Array) -> tuple:
         """Emits the spikes of the stuck neurons and takes them past their interval."""
@@ -120,12 +129,12 @@ def simulate(
 
     def run_chunk(carry: tuple, first: Array) -> tuple:
         stop = first + chunk
-        part = [lax.dynamic_slice_in_dim(event, first, chunk) for event in events]
+        part = tuple(lax.dynamic_slice_in_dim(event, first, chunk) for event in events)
 
         def catch_up(carry: tuple) -> tuple:
-            lanes, *rest = carry
+            lanes, count, times, slope = carry
             lanes, _ = lax.scan(pass_over, lanes, part)
-            return settle(lanes, *rest, stuck=lanes[-1] < stop)
+            return settle(lanes, count, times, slope, lanes[-1] < stop)
 
         def behind(carry: tuple) -> Array:
             return jnp.any(carry[0][-1] < stop)

@@ -256,8 +256,8 @@ def concatenate(*populations: Spikes) -> Spikes:
                 f"populations have batch shapes {batch} and {other.time.shape[:-1]}; "
                 "they must be equal."
             )
-    tables = [p.by_source for p in populations]
-    if all(table is not None for table in tables):
+    tables = [p.by_source for p in populations if p.by_source is not None]
+    if len(tables) == len(populations):
         n = max(table.shape[-1] for table in tables)
         padded = [p.times(n) for p in populations]
         return Spikes.from_times(jnp.concatenate(padded, axis=-2))
@@ -334,7 +334,7 @@ def _exchange(time: Array, order: Array, parity: int) -> tuple[Array, Array]:
 
 
 def _times_by_source(time: Array, index: Array, size: int, n: int) -> Array:
-    """Scatters sorted events to ``[*batch, size, n]``; what does not fit is left out."""
+    """Scatters events to ``[*batch, size, n]``; leaves out what does not fit."""
     batch, slots = time.shape[:-1], time.shape[-1]
     if slots == 0:
         return jnp.full((*batch, size, n), NO_TIME, time.dtype)
@@ -377,7 +377,9 @@ def _check(time: Any, index: Any, size: int) -> None:
             " [*batch, slots]."
         )
     if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size is {size!r}, expected the number of sources, 1 or more.")
+        raise ValueError(
+            f"size is {size!r}, expected the number of sources, 1 or more."
+        )
 
 
 def _check_entries(time: np.ndarray, index: np.ndarray, size: int) -> None:
@@ -407,5 +409,3 @@ def _check_values(time: np.ndarray, index: np.ndarray, size: int) -> None:
         raise ValueError(
             "simultaneous events are not ordered by index; use Spikes.from_events."
         )
-
-

@@ -9,7 +9,8 @@ def psp(tau_mem, tau_syn, t):
         return t / tau_mem * np.exp(-t / tau_mem)
     if abs(tau_mem - tau_syn) < 1e-3 * tau_mem:
         # The textbook's difference cancels; its Taylor series in the difference does
-        # not: k = t/tau_m e^(-t/tau_s) (1 + x/2 + x^2/6 + ...), x = t (1/tau_s - 1/tau_m)
+        # not: k = t/tau_m e^(-t/tau_s) (1 + x/2 + x^2/6 + ...),
+        # x = t (1/tau_s - 1/tau_m).
         x = t * (tau_mem - tau_syn) / (tau_mem * tau_syn)
         return t / tau_mem * np.exp(-t / tau_syn) * (1 + x / 2 + x**2 / 6 + x**3 / 24)
     gain = tau_syn / (tau_mem - tau_syn)

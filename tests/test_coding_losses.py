@@ -60,7 +60,9 @@ def test_cross_entropy_falls_as_the_right_neuron_fires_earlier():
 def test_squared_error_by_hand():
     options = {"t_correct": 3e-3, "t_wrong": 6e-3, "tau": 1e-3, "t_silent": 10e-3}
     loss = losses.ttfs_mse(TIMES, LABEL, **options)
-    np.testing.assert_allclose(loss, [(2 - 6) ** 2 + (4 - 3) ** 2 + (10 - 6) ** 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        loss, [(2 - 6) ** 2 + (4 - 3) ** 2 + (10 - 6) ** 2], rtol=1e-6
+    )
     grad = jax.grad(lambda t: losses.ttfs_mse(t, LABEL, **options)[0])(TIMES)[0]
     np.testing.assert_allclose(grad, [-8e3, 2e3, 0], rtol=1e-5)
 

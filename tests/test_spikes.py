@@ -1,5 +1,7 @@
 """The data type: order, sentinels, conversions, and what it refuses."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,7 @@ def test_windows_split_a_train(by_source):
     cuts = [0.0, 0.3, float(spikes.time[0, 2]), 2.0]  # One cut is exactly at a spike.
     cuts.sort()
     total = 0
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         part = spikes.window(start, stop)
         Spikes(part.time, part.index, 4)  # Well formed.
         inside = np.isfinite(part.time)

@@ -66,6 +66,7 @@ def test_killed_run_continues_bit_by_bit(tmp_path):
         f"--config={ROOT}/configs/yinyang.py",
         "--config.num_epochs=5",
         "--config.batch_size=16",
+        "--config.learning_rate=5e-3",
         "--config.model.hidden=100",
         "--config.checkpoint_every_epochs=1",
         "--config.log_every_epochs=2",

@@ -56,6 +56,7 @@ def make_config(**changes):
     config = runpy.run_path(str(CONFIGS / "yinyang.py"))["get_config"]()
     config.num_epochs = 5
     config.batch_size = 16
+    config.learning_rate = 5e-3
     config.model.hidden = (100,)
     config.checkpoint_every_epochs = 1
     # The last window is a short one, and the second is cut by the checkpoints.
@@ -144,8 +145,8 @@ def test_metrics_file_has_the_expected_steps_and_keys(finished):
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
 
 
-def test_step_is_not_traced_again(tmp_path, monkeypatch):
-    traced = []
+def test_nothing_is_compiled_twice(tmp_path, monkeypatch):
+    traced, evaluators = [], []
 
     def create_experiment(config):
         parts = training_dummy.create_experiment(config)
@@ -153,6 +154,12 @@ def test_step_is_not_traced_again(tmp_path, monkeypatch):
         parts.loss = lambda *args: traced.append(1) or loss(*args)
         return parts
 
+    def evaluator(*args):
+        evaluators.append(make_evaluator(*args))
+        return evaluators[-1]
+
+    make_evaluator = loop._evaluator
+    monkeypatch.setattr(loop, "_evaluator", evaluator)
     monkeypatch.setattr(experiment, "create_experiment", create_experiment)
     monkeypatch.setitem(
         training_dummy.SIZES, "test", training_dummy.SIZES["validation"]
@@ -161,6 +168,8 @@ def test_step_is_not_traced_again(tmp_path, monkeypatch):
         traced.clear()
         training.train_and_evaluate(make_config(num_epochs=num_epochs), tmp_path)
         assert len(traced) == 2  # Training and evaluation, restored or not.
+    # Of the state as initialized, as restored, and as trained.
+    assert [evaluator._cache_size() for evaluator in evaluators] == [1, 1]
 
 
 def test_train_step_is_compiled_once():
@@ -352,8 +361,10 @@ def test_more_epochs_continue_a_finished_run(finished, tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["20"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_stops(tmp_path, signum):
+@pytest.mark.parametrize(
+    ("signum", "checkpoint_every_epochs"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)]
+)
+def test_signal_saves_and_stops(tmp_path, signum, checkpoint_every_epochs):
     before = signal.getsignal(signum)
     with pytest.MonkeyPatch.context() as patch:
         fail_at(
@@ -363,7 +374,7 @@ def test_signal_saves_and_stops(tmp_path, signum):
             8,
             lambda: signal.raise_signal(signum),
         )
-        config = make_config(checkpoint_every_epochs=4)
+        config = make_config(checkpoint_every_epochs=checkpoint_every_epochs)
         with pytest.raises(training.Interrupted) as interruption:
             training.train_and_evaluate(config, tmp_path)
     assert interruption.value.signum == signum
@@ -436,10 +447,10 @@ def empty(step):
 
 def flip_array(step):
     """Flips a bit where Orbax does not notice: in the values of an array over 1 KiB."""
-    for path in (step / "state").rglob("d/*"):
+    for path in (step / "state").glob("ocdbt.process_*/d/*"):
         content = bytearray(path.read_bytes())
         if len(content) > 1024:
-            content[len(content) // 2] ^= 1
+            content[len(content) // 4] ^= 1
             path.write_bytes(content)
 
 

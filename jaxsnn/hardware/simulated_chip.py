@@ -90,10 +90,9 @@ class SimulatedChip:
 
     def quantize(self, kernel: Array) -> tuple[Array, Array]:
         """Weights that the chip can hold, and which ones had to be cut to size."""
-        scale = self.scale
-        if scale is None:
-            largest = jnp.max(jnp.abs(kernel))
-            scale = self.w_max / jnp.where(largest > 0, largest, 1)
+        largest = jnp.max(jnp.abs(kernel))
+        fitted = self.w_max / jnp.where(largest > 0, largest, 1)
+        scale = fitted if self.scale is None else self.scale
         steps = jnp.round(scale * kernel)
         saturated = jnp.abs(steps) > self.w_max
         return jnp.clip(steps, -self.w_max, self.w_max) / scale, saturated

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
@@ -11,7 +10,7 @@ from jaxsnn.backend import Backend, GradientMethod, Observation, Population
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
-from jaxsnn.record import State, at_rest, explain, start_of_run, state_after
+from jaxsnn.record import State, explain, start_of_run, state_after
 from jaxsnn.simulate import simulate
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -118,9 +117,7 @@ class LIF(nn.Module):
     @property
     def neuron(self) -> Neuron:
         """Parameters of the layer's neurons."""
-        return Neuron(
-            self.tau_mem, self.tau_syn, self.v_th, self.v_leak, self.v_reset
-        )
+        return Neuron(self.tau_mem, self.tau_syn, self.v_th, self.v_leak, self.v_reset)
 
     @nn.compact
     def __call__(
@@ -168,8 +165,12 @@ class LIF(nn.Module):
         if observation is None:
             fixed = lax.stop_gradient((kernel, inputs, opening))
             record = simulate(
-                neuron, fixed[0], fixed[1], start=fixed[2],
-                max_spikes=self.max_spikes, until=until,
+                neuron,
+                fixed[0],
+                fixed[1],
+                start=fixed[2],
+                max_spikes=self.max_spikes,
+                until=until,
             )
         else:
             # Straight-through: the device's weights, the parameters' gradient.

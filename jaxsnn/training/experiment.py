@@ -22,7 +22,7 @@ Schedule = Callable[[int], Any]
 T = TypeVar("T")
 
 GRADIENTS = {"eventprop": eventprop, "analytic": analytic}
-LOSSES = {
+LOSSES: dict[str, Callable[..., Array]] = {
     "ttfs_cross_entropy": losses.ttfs_cross_entropy,
     "ttfs_mse": losses.ttfs_mse,
 }

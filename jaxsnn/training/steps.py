@@ -33,7 +33,6 @@ class TrainState(train_state.TrainState):
     """
 
     collections: Mapping[str, Any]
-    key: jax.Array
     encode_fn: Callable[..., Any] = struct.field(pytree_node=False)
     loss_fn: Callable[..., jax.Array] = struct.field(pytree_node=False)
     predict_fn: Callable[..., jax.Array] = struct.field(pytree_node=False)
@@ -58,7 +57,6 @@ def create_train_state(
         params=variables.pop("params"),
         tx=tx,
         collections=variables,
-        key=key,
         encode_fn=experiment.encode,
         loss_fn=experiment.loss,
         predict_fn=experiment.predict,
