@@ -56,7 +56,7 @@ def crossing_time(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
 
 
 def _parabola(neuron: Neuron, v: Array, i: Array) -> Array:
-    """Smallest `y` where the parabola at `v`, `i` meets the threshold, or its vertex."""
+    """Smallest `y` where the parabola meets the threshold, or else its vertex."""
     rise = drive(neuron, v, i)
     gap = neuron.v_th - v
     bend = neuron.tau_mem / neuron.tau_syn * i

@@ -21,7 +21,7 @@ class Spikes:
 
     Slot :math:`k` holds the event that source ``index[k]`` spikes at ``time[k]``.
     Events are ordered by time, simultaneous ones by source index. Slots that hold no
-    event come last; there, and only there, ``time`` is ``+inf`` and ``index`` is ``-1``.
+    event come last; there, and only there, ``time`` is ``+inf`` and ``index`` is -1.
 
     The constructor checks shapes and dtypes always, and values (NaN, order, range of
     the indices) whenever they are known, that is, outside of `jax.jit`. Use
@@ -79,7 +79,7 @@ class Spikes:
 
     @classmethod
     def tree_unflatten(cls, size: int, children: Sequence[Any]) -> Self:
-        """Rebuilds from the leaves; JAX passes placeholders too, so nothing is checked."""
+        """Rebuilds from the leaves, unchecked: JAX passes placeholders too."""
         time, index, by_source = children
         return cls._known_good(time, index, size, by_source)
 
@@ -157,7 +157,7 @@ class Spikes:
         return jnp.pad(times, pad, constant_values=NO_TIME)
 
     def first(self) -> Array:
-        """Returns each source's first spike time, ``+inf`` if none, ``[*batch, size]``."""
+        """First spike time of each source, ``+inf`` for none, ``[*batch, size]``."""
         return self.times(1)[..., 0]
 
     def count(self) -> Array:

@@ -31,7 +31,9 @@ def test_the_example_of_the_readme_runs():
 
 def test_every_file_that_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"`((?:jaxsnn|configs|tests|benchmarks|\.ci)/[\w/.]*)`", readme))
+    named = set(
+        re.findall(r"`((?:jaxsnn|configs|tests|benchmarks|\.ci)/[\w/.]*)`", readme)
+    )
     assert len(named) > 10
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing

@@ -156,11 +156,10 @@ class LIF(nn.Module):
         if opening is not None:
             inputs, late = inputs.not_before(opening.time)
 
-        if observation is None and self.backend is not None:
-            if not self.is_initializing():
-                population = Population(self.name, neuron, kernel, self.max_spikes)
-                key = device_key(self)
-                (observation,) = self.backend([population], inputs, until, key)
+        backend = None if self.is_initializing() else self.backend
+        if observation is None and backend is not None:
+            population = Population(self.name, neuron, kernel, self.max_spikes)
+            (observation,) = backend([population], inputs, until, device_key(self))
         counters = {}
         if observation is None:
             fixed = lax.stop_gradient((kernel, inputs, opening))
