@@ -1,6 +1,28 @@
 """Spiking layers for Flax Linen that compute with events and have exact gradients."""
 
+from typing import TYPE_CHECKING, Any
+
 from jaxsnn.spikes import Spikes as Spikes
 from jaxsnn.spikes import concatenate as concatenate
 
+if TYPE_CHECKING:
+    from jaxsnn.capacity import require_no_overflow as require_no_overflow
+    from jaxsnn.capacity import suggest_capacity as suggest_capacity
+    from jaxsnn.certificate import check_gradients as check_gradients
+
 __version__ = "0.1.0"
+
+_LAZY = {
+    "check_gradients": "jaxsnn.certificate",
+    "require_no_overflow": "jaxsnn.capacity",
+    "suggest_capacity": "jaxsnn.capacity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs Flax when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'jaxsnn' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -16,7 +16,7 @@ a bracket, and bisects if a step would leave it.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsnn.dynamics import Neuron, Time, drive, flow, peak, peak_phase
+from jaxsnn.dynamics import Neuron, Time, drive, flow, peak_phase, peaks_above
 
 
 def crosses(neuron: Neuron, v: Array, i: Array, v_end: Array, i_end: Array) -> Array:
@@ -33,7 +33,7 @@ def crosses(neuron: Neuron, v: Array, i: Array, v_end: Array, i_end: Array) -> A
     """
     # After many time constants the drive has decayed to 0 and not below.
     rises_then_falls = (drive(neuron, v, i) > 0) & (drive(neuron, v_end, i_end) <= 0)
-    over_the_top = rises_then_falls & (i > 0) & (peak(neuron, v, i) > neuron.v_th)
+    over_the_top = rises_then_falls & (i > 0) & peaks_above(neuron, v, i)
     return (v_end > neuron.v_th) | over_the_top
 
 

@@ -18,6 +18,7 @@ that of an input's time is its derivative :math:`\dot k`; see `jaxsnn.eventprop`
 
 import dataclasses
 import math
+from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array
@@ -97,11 +98,34 @@ def psp_slope(neuron: Neuron, dt: Time) -> Array:
     return (jnp.exp(-dt / neuron.tau_syn) - psp(neuron, dt)) / neuron.tau_mem
 
 
+class Flow(NamedTuple):
+    """What an interval does to voltage and current, whatever they are.
+
+    Attributes:
+      v_to_v: what remains of the voltage above rest.
+      i_to_v: voltage per current, `psp`.
+      i_to_i: what remains of the current.
+    """
+
+    v_to_v: Array
+    i_to_v: Array
+    i_to_i: Array
+
+    @classmethod
+    def over(cls, neuron: Neuron, dt: Time) -> Self:
+        """The flow over an interval of length `dt`."""
+        decay = jnp.exp(-dt / neuron.tau_mem)
+        return cls(decay, psp(neuron, dt), jnp.exp(-dt / neuron.tau_syn))
+
+    def advance(self, neuron: Neuron, v: Array, i: Array) -> tuple[Array, Array]:
+        """Takes voltage and current to the end of the interval, exactly."""
+        v = neuron.v_leak + (v - neuron.v_leak) * self.v_to_v + i * self.i_to_v
+        return v, i * self.i_to_i
+
+
 def flow(neuron: Neuron, v: Array, i: Array, dt: Time) -> tuple[Array, Array]:
     """Advances voltage and current by `dt`, exactly."""
-    decay = jnp.exp(-dt / neuron.tau_mem)
-    v = neuron.v_leak + (v - neuron.v_leak) * decay + i * psp(neuron, dt)
-    return v, i * jnp.exp(-dt / neuron.tau_syn)
+    return Flow.over(neuron, dt).advance(neuron, v, i)
 
 
 def drive(neuron: Neuron, v: Array, i: Array) -> Array:
@@ -109,8 +133,8 @@ def drive(neuron: Neuron, v: Array, i: Array) -> Array:
     return i - (v - neuron.v_leak)
 
 
-def peak(neuron: Neuron, v: Array, i: Array) -> Array:
-    r"""Maximum of the voltage of a rising neuron left alone.
+def peaks_above(neuron: Neuron, v: Array, i: Array) -> Array:
+    r"""Whether the maximum of a rising neuron left alone is above the threshold.
 
     With :math:`u = (V - v_\mathrm{leak}) / I` and :math:`\rho = \tau_s / \tau_m`, the
     voltage peaks when the current has decayed by
@@ -118,14 +142,15 @@ def peak(neuron: Neuron, v: Array, i: Array) -> Array:
     :math:`V = v_\mathrm{leak} + I q^{1/(1-\rho)}`, because at a peak leak and current
     cancel. Meaningful only where ``drive > 0`` and ``i > 0``.
     """
-    if neuron.tau_mem == 2 * neuron.tau_syn:
+    needed = neuron.v_th - neuron.v_leak
+    if neuron.tau_mem == 2 * neuron.tau_syn:  # q^2 = (1 + u)^2 / 4
         total = i + (v - neuron.v_leak)
-        return neuron.v_leak + total * total / (4 * jnp.where(i > 0, i, 1))
-    return neuron.v_leak + i * jnp.exp(-peak_phase(neuron, v, i))
+        return total * total > 4 * needed * i
+    return i * jnp.exp(-peak_phase(neuron, v, i)) > needed
 
 
 def peak_phase(neuron: Neuron, v: Array, i: Array) -> Array:
-    r"""Time of the peak of `peak`, in units of :math:`\tau_s`."""
+    r"""Time of the maximum of `peaks_above`, in units of :math:`\tau_s`."""
     rise = drive(neuron, v, i) / jnp.where(i > 0, i, 1)  # 1 - u, positive if rising
     epsilon = 1 - neuron.tau_syn / neuron.tau_mem
     if epsilon == 0:

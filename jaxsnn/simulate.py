@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsnn.crossing import crosses, crossing_time
-from jaxsnn.dynamics import Neuron, Time, flow
+from jaxsnn.dynamics import Flow, Neuron, Time, flow
 from jaxsnn.record import Record, State, at_rest, slope_at_threshold, start_of_run
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes
 
@@ -68,22 +68,49 @@ def simulate(
     # Between empty slots, inf - inf would be the length of an interval.
     left, right = bounds[:, :-1], bounds[:, 1:]
     length = jnp.where(right > left, right - left, 0)
-    events = (jnp.arange(slots, dtype=jnp.int32), index.T, length.T)
     ordinal = jnp.arange(max_spikes, dtype=jnp.int32)[:, None, None]
 
-    def pass_over(lanes: tuple, event: tuple) -> tuple:
-        """Takes each neuron whose turn it is through one event and its interval."""
-        v, i, at = lanes
-        k, row, dt = event
-        dt = dt[:, None]
-        turn = at == k
-        i_in = i + kernel[row]
-        v_end, i_end = flow(neuron, v, i_in, dt)
-        waits = crosses(neuron, v, i_in, v_end, i_end) & (dt > 0)
-        moves = turn & ~waits
-        v = jnp.where(moves, v_end, v)
-        i = jnp.where(moves, i_end, jnp.where(turn, i_in, i))
-        return (v, i, at + moves.astype(at.dtype)), None
+    # Neurons and samples are lanes alike; vector units want the longer axis last.
+    wide = neurons >= batch
+    columns = kernel.T
+
+    def lanes(x: Array) -> Array:
+        """From ``[batch, neurons]`` to the order of axes inside, or back."""
+        return x if wide else x.T
+
+    def per_sample(x: Array) -> Array:
+        """Spreads ``[batch]`` over the lanes."""
+        return x[:, None] if wide else x[None, :]
+
+    def spread_rows(row: Array) -> Array:
+        """Weights of one event of each sample."""
+        return kernel[row] if wide else columns[:, row]
+
+    # All that transcendental functions have to do here is done before the loop.
+    interval = Flow.over(neuron, length.T)
+    lasts = length.T > 0
+    index_t = index.T
+    count_before = lanes(start.count)
+    # A neuron walks from event number `resume` on. One that waits for its spike to be
+    # solved has `waiting` added to the number; one that is done never resumes.
+    waiting, never = slots + 1, 3 * slots + 3
+
+    def pass_over(carry: tuple) -> tuple:
+        """Takes the neurons that walk through one event and the interval after it."""
+        k, v, i, resume = carry
+        row = index_t[k]
+        over = Flow(*(per_sample(factor[k]) for factor in interval))
+        i = jnp.where(resume <= k, i + spread_rows(row), i)
+        v_end, i_end = over.advance(neuron, v, i)
+        stops = crosses(neuron, v, i, v_end, i_end) & per_sample(lasts[k])
+        resume = jnp.where((resume <= k) & stops, waiting + k, resume)
+        # In this form, all of it compiles to one pass over the lanes.
+        return (
+            k + 1,
+            jnp.where(resume <= k, v_end, v),
+            (jnp.where(resume <= k, i_end, i)),
+            resume,
+        )
 
     def spike(carry: tuple) -> tuple:
         """Emits one spike of every pending neuron."""
@@ -91,7 +118,7 @@ def simulate(
         # The others are put on the threshold, where the solver is done at once.
         wait = crossing_time(neuron, jnp.where(pending, v, neuron.v_th), i, dt)
         i_at = i * jnp.exp(-wait / neuron.tau_syn)
-        slot = pending & (count - start.count == ordinal)
+        slot = pending & (count - count_before == ordinal)
         times = jnp.where(slot, now + wait, times)
         slope = jnp.where(slot, slope_at_threshold(neuron, i_at), slope)
         v = jnp.where(pending, neuron.v_reset, v)
@@ -111,42 +138,53 @@ def simulate(
             pending & again & (count < max_spikes),
         )
 
-    def settle(lanes: tuple, count, times, slope, stuck: Array) -> tuple:
-        """Emits the spikes of the stuck neurons and takes them past their interval."""
-        v, i, at = lanes
-        now = jnp.take_along_axis(left, jnp.minimum(at, slots - 1), 1)
-        dt = jnp.take_along_axis(length, jnp.minimum(at, slots - 1), 1)
-        carry = (v, i, now, dt, count, times, slope, stuck)
+    def settle(v, i, resume, count, times, slope, stop: Array) -> tuple:
+        """Emits the spikes of the neurons that wait; takes them past their interval."""
+        waits = (resume >= waiting) & (resume < never)
+        place = lanes(jnp.clip(resume - waiting, 0, slots - 1))
+        now = lanes(jnp.take_along_axis(left, place, 1))
+        dt = lanes(jnp.take_along_axis(length, place, 1))
+        carry = (v, i, now, dt, count, times, slope, waits)
         if max_spikes == 1:
             carry = spike(carry)
         else:
             carry = lax.while_loop(lambda carry: jnp.any(carry[-1]), spike, carry)
         v, i, _, dt, count, times, slope, _ = carry
-        v_end, i_end = flow(neuron, v, i, dt)
-        v, i = jnp.where(stuck, v_end, v), jnp.where(stuck, i_end, i)
-        at = jnp.where(count < max_spikes, at + stuck.astype(at.dtype), slots)
-        return (v, i, at), count, times, slope
+        if max_spikes > 1:  # Otherwise all that were waiting are done now.
+            v_end, i_end = flow(neuron, v, i, dt)
+            v, i = jnp.where(waits, v_end, v), jnp.where(waits, i_end, i)
+        resume = jnp.where(waits, resume - waiting + 1, jnp.maximum(resume, stop))
+        resume = jnp.where(count < max_spikes, resume, never)
+        return v, i, resume, count, times, slope
 
-    def run_chunk(carry: tuple, first: Array) -> tuple:
-        stop = first + chunk
-        part = tuple(lax.dynamic_slice_in_dim(event, first, chunk) for event in events)
-
-        def catch_up(carry: tuple) -> tuple:
-            lanes, count, times, slope = carry
-            lanes, _ = lax.scan(pass_over, lanes, part)
-            return settle(lanes, count, times, slope, lanes[-1] < stop)
+    def run_chunk(number: Array, carry: tuple) -> tuple:
+        stop = (number + 1) * chunk
 
         def behind(carry: tuple) -> Array:
-            return jnp.any(carry[0][-1] < stop)
+            return jnp.any(carry[2] < stop)
 
-        return lax.while_loop(behind, catch_up, carry), None
+        def catch_up(carry: tuple) -> tuple:
+            v, i, resume, *rest = carry
 
-    at = jnp.where(start.count < max_spikes, 0, slots).astype(jnp.int32)
-    nothing = jnp.full((max_spikes, batch, neurons), NO_TIME, dtype)
-    carry = ((start.v, start.i, at), start.count, nothing, nothing)
-    carry, _ = lax.scan(run_chunk, carry, jnp.arange(0, slots, chunk, dtype=jnp.int32))
-    times, slope = (jnp.moveaxis(x, 0, -1) for x in carry[2:])
-    return Record(times, slope)
+            def walking(carry: tuple) -> Array:
+                return (carry[0] < stop) & jnp.any(carry[3] < stop)
+
+            first = jnp.maximum(number * chunk, jnp.min(resume))
+            carry = (first, v, i, resume)
+            _, v, i, resume = lax.while_loop(walking, pass_over, carry)
+            return settle(v, i, resume, *rest, stop)
+
+        return lax.while_loop(behind, catch_up, carry)
+
+    resume = jnp.where(count_before < max_spikes, 0, never).astype(jnp.int32)
+    nothing = jnp.full((max_spikes, *resume.shape), NO_TIME, dtype)
+    carry = (lanes(start.v), lanes(start.i), resume, count_before, nothing, nothing)
+    if chunk == slots:
+        carry = run_chunk(jnp.int32(0), carry)
+    else:
+        carry = lax.fori_loop(0, slots // chunk, run_chunk, carry)
+    axes = (1, 2, 0) if wide else (2, 1, 0)
+    return Record(*(jnp.transpose(x, axes) for x in carry[-2:]))
 
 
 def _default_chunk(slots: int, max_spikes: int) -> int:

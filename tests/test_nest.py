@@ -1,0 +1,136 @@
+"""Against NEST, a simulator in C++ that shares no code with this package.
+
+Its model `iaf_psc_exp_ps` is the same neuron, solved in continuous time. Two things
+differ. A connection delays by one step at least, so our inputs are that much later. And
+after a spike its membrane rests at the reset voltage for a refractory time, one step at
+least, while the current goes on. So the first spikes compare as they are; every later
+one compares with the layer continued from the state at the end of that rest, which is
+known by hand: reset voltage, and the sum of the inputs' decayed currents.
+"""
+
+import os
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+os.environ.setdefault("PYNEST_QUIET", "1")  # No banner.
+nest = pytest.importorskip("nest")
+
+from jaxsnn import Spikes  # noqa: E402
+from jaxsnn.layers import LIF  # noqa: E402
+
+STEP = 0.01  # ms; delay and refractory time. Shorter ones cost time, not accuracy.
+UNTIL = 60.0  # ms
+N_IN, NEURONS = 8, 6
+
+
+def run_nest(layer, kernel, time):
+    """Spike times of each neuron in ms; inputs act one step after `time`."""
+    nest.ResetKernel()
+    if hasattr(nest, "VerbosityLevel"):
+        nest.verbosity = nest.VerbosityLevel.ERROR
+    else:
+        nest.set_verbosity("M_ERROR")
+    nest.resolution = STEP
+    fires_unprompted = layer.v_leak > layer.v_th
+    tau_mem, tau_syn = 1e3 * layer.tau_mem, 1e3 * layer.tau_syn
+    neurons = nest.Create(
+        "iaf_psc_exp_ps",
+        NEURONS,
+        {
+            "C_m": tau_mem,  # With this, a weight in pA is one in mV.
+            "tau_m": tau_mem,
+            "tau_syn_ex": tau_syn,
+            "tau_syn_in": tau_syn,
+            "V_th": layer.v_th,
+            "E_L": layer.v_leak,
+            "V_reset": layer.v_reset,
+            "V_m": layer.v_reset if fires_unprompted else layer.v_leak,
+            "I_e": 0.0,
+            "t_ref": STEP,
+        },
+    )
+    sources = nest.Create(
+        "spike_generator",
+        N_IN,
+        [{"spike_times": [t], "precise_times": True} for t in time],
+    )
+    recorder = nest.Create("spike_recorder")
+    synapse = {"weight": kernel.T, "delay": STEP}
+    nest.Connect(sources, neurons, "all_to_all", synapse)
+    nest.Connect(neurons, recorder)
+    nest.Simulate(UNTIL)
+    events = recorder.events
+    senders = events["senders"] - min(neurons.tolist())
+    return [np.sort(events["times"][senders == n]) for n in range(NEURONS)]
+
+
+def restarts(layer, kernel, time, trains):
+    """State of a layer at the start, and at the end of each rest after a spike.
+
+    Each is a sample of its own, so that all next spikes are found in one run.
+    """
+    samples = []
+    for n, train in enumerate(trains):
+        begins = [0.0, *(train + STEP)]
+        ends = [*train, np.inf]
+        for k, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            if begin >= UNTIL - STEP:
+                continue
+            fresh = k == 0 and layer.v_leak <= layer.v_th
+            before = (time <= begin) & (k > 0)
+            decay = np.where(before, np.exp(-(begin - time) / (1e3 * layer.tau_syn)), 0)
+            samples.append(
+                {
+                    "v": np.full(NEURONS, layer.v_leak if fresh else layer.v_reset),
+                    "i": decay @ kernel,
+                    "time": begin,
+                    "inputs": np.where(before, np.inf, time),
+                    "neuron": n,
+                    "next": end,
+                }
+            )
+    columns = {name: np.array([s[name] for s in samples]) for name in samples[0]}
+    return SimpleNamespace(**columns)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize(
+    ("v_leak", "v_reset", "strength"),
+    [(0.0, 0.0, 3.0), (0.2, 0.6, 6.0), (1.4, -0.3, 0.0)],
+    ids=["plain", "bursts", "leak over threshold"],
+)
+def test_spike_times_match_nest(ratio, v_leak, v_reset, strength):
+    rng = np.random.default_rng(int(10 * ratio))
+    # In proportion to what one input needs; about 0 is much inhibition.
+    lowest = {0.5: 2.0, 1.0: np.e, 2.0: 4.0, 4.0: 4 ** (4 / 3)}[ratio]
+    kernel = lowest / 4 * rng.normal(strength, 4.0, (N_IN, NEURONS))
+    time = np.sort(rng.uniform(1.0, 40.0, N_IN))
+    layer = LIF(
+        NEURONS, tau_mem=10e-3, tau_syn=10e-3 / ratio, v_leak=v_leak, v_reset=v_reset
+    )
+    trains = run_nest(layer, kernel, time)
+    assert sum(map(len, trains)) > 20
+    arrival = time + STEP
+    starts = restarts(layer, kernel, arrival, trains)
+
+    @jax.jit
+    def next_spikes():
+        batch = len(starts.time)
+        state = {
+            "v": jnp.array(starts.v),
+            "i": jnp.array(starts.i),
+            "time": jnp.array(1e-3 * starts.time),
+            "count": jnp.zeros((batch, NEURONS), jnp.int32),
+        }
+        variables = {"params": {"kernel": jnp.array(kernel)}, "events": state}
+        inputs = Spikes.from_times(jnp.array(1e-3 * starts.inputs)[..., None])
+        times = layer.apply(variables, inputs, 1e-3 * UNTIL).first()
+        return times[jnp.arange(batch), starts.neuron]
+
+    # Same spikes, one after the other, and after the last one none: same counts.
+    np.testing.assert_allclose(1e3 * next_spikes(), starts.next, rtol=1e-9)
