@@ -113,9 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         "train_samples_per_s": round(samples / train_s),
         "infer_samples_per_s": round(samples / infer_s),
         "compile_s": round(compile_s, 2),
-        "peak_rss_mb": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        ),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "spikes_per_neuron": round(float(hidden.mean()), 2),

@@ -225,8 +225,8 @@ def require_no_overflow(
     for name, state in layers.items():
         if _traced(state["dropped"], state["count"]):
             raise TypeError(
-                "require_no_overflow needs values and was called inside jax.jit, grad"
-                " or vmap; return the events collection from there and check it outside."
+                "require_no_overflow needs values, but was called inside jax.jit, grad"
+                " or vmap; return the collection from there and check it outside."
             )
         dropped, count = np.asarray(state["dropped"]), np.asarray(state["count"])
         if name in earlier:

@@ -570,10 +570,10 @@ def _difference(
         direction[n] = jnp.asarray(along * size)
         result = problem._quotients(problem.arrays, direction, own.kept)
         quotients, jumped, counts = jax.tree.map(np.asarray, result)
-        for name, (appeared, disappeared) in counts.items():
+        for layer, (appeared, disappeared) in counts.items():
             jumped = jumped | (appeared > 0) | (disappeared > 0)
             if appeared[-1] or disappeared[-1]:
-                changes[name] = (int(appeared[-1]), int(disappeared[-1]))
+                changes[layer] = (int(appeared[-1]), int(disappeared[-1]))
         jumps += int(jumped.sum())
         # Neighbouring step sizes that agree best, whatever the gradient may be.
         gap = np.abs(np.diff(quotients))

@@ -4,6 +4,7 @@ Gradients that are wrong on purpose are the source of what is expected here: by 
 much, and in which layer, is known because the test put the mistake there.
 """
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -28,42 +29,300 @@ def random_inputs(seed=0, batch=3, size=5):
     return Spikes.from_times(jnp.asarray(time, jnp.float32))
 
 
+def changed_by(factor, times):
+    """The same times, with `factor` of their gradient added to it."""
+    moving = jnp.where(jnp.isfinite(times), times - jax.lax.stop_gradient(times), 0)
+    return times + jnp.asarray(factor, times.dtype) * moving
+
+
 def scaled(neuron, kernel, inputs, start, record):
-    """Right times, 1 % too large a gradient."""
+    """1 % too large."""
+    return changed_by(0.01, eventprop(neuron, kernel, inputs, start, record))
+
+
+def coarse_in_float32(neuron, kernel, inputs, start, record):
+    """Right in float64, 1e-3 too large in float32."""
     times = eventprop(neuron, kernel, inputs, start, record)
-    return jax.lax.stop_gradient(times) - 0.01 * jax.lax.stop_gradient(times) + (
-        1.01 * times - jax.lax.stop_gradient(times)
-    )
+    return changed_by(1e-3 if times.dtype == jnp.float32 else 0.0, times)
 
 
 def without_resets(neuron, kernel, inputs, start, record):
     """Forgets that a spike that moves takes the later ones of its neuron along."""
-    parts = [
-        eventprop(neuron, kernel, inputs, start, jax.tree.map(one, record))
-        for n in range(record.times.shape[-1])
-        for one in [lambda x, n=n: x[..., n : n + 1]]
+    each = [
+        eventprop(neuron, kernel, inputs, start, type(record)(times, slope))
+        for times, slope in zip(
+            *(jnp.split(x, x.shape[-1], axis=-1) for x in record), strict=True
+        )
     ]
-    return jnp.concatenate(parts, axis=-1)
+    return jnp.concatenate(each, axis=-1)
 
 
-def coarse_in_float32(neuron, kernel, inputs, start, record):
-    """Right in float64 and 1e-3 off in float32, without a change of the times."""
-    times = eventprop(neuron, kernel, inputs, start, record)
-    if times.dtype == jnp.float64:
-        return times
-    moving = jnp.where(jnp.isfinite(times), times - jax.lax.stop_gradient(times), 0)
-    return times + jnp.float32(1e-3) * moving
+def random_kernel(n_in, n_out):
+    return jnp.asarray(
+        np.random.default_rng(7).normal(3, 0.7, (n_in, n_out)), "float32"
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(model, mutable, variables, inputs, *until):
+    return model.apply(variables, inputs, *until, mutable=list(mutable))
 
 
 class Nested(nn.Module):
     """A user's module: layers in setup, one used twice, and a bias at a fixed time."""
 
     def setup(self):
-        self.first = LIF(8, max_spikes=3, slots=10, v_reset=-0.2, gradient=analytic)
-        self.shared = LIF(8, tau_syn=4e-3)
+        self.first = LIF(4, max_spikes=3, slots=7, v_reset=-0.2, gradient=analytic)
+        self.shared = LIF(4)
 
-    @nn.compact
     def __call__(self, spikes):
-        hidden = self.shared(self.shared(self.first(spikes)))
         bias = Spikes.from_times(jnp.full((*spikes.time.shape[:-1], 1, 1), 2e-3))
-        return LIF(2, name="readout")(jaxsnn.concatenate(hidden, bias))
+        hidden = self.first(jaxsnn.concatenate(spikes, bias))
+        return self.shared(self.shared(hidden))
+
+
+def test_a_right_model_passes_whatever_it_is_made_of():
+    # Compiled once for all that is asked about one model: several calls of a layer,
+    # several spikes, slots that overflow, unequal methods, a batch of two axes.
+    inputs = random_inputs(batch=6).reshape_batch(2, 3)
+    model = Nested()
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
+    before = jax.tree.map(np.array, variables)
+    report = check_gradients(model, variables, inputs, directions=1)
+    assert report.ok, str(report)
+
+    layers = {layer.name: layer for layer in report.layers}
+    assert list(layers) == ["first", "shared"]
+    assert [layer.method for layer in report.layers] == ["analytic", "eventprop"]
+    _, state = run(model, ("intermediates",), variables, inputs)
+    found = state["intermediates"]["first"]["spikes"][0]
+    _, state = run(model, ("events",), variables, inputs)
+    dropped = np.asarray(state["events"]["first"]["dropped"])
+    assert (dropped > 0).any()
+    assert layers["first"].dropped == dropped.sum()
+    assert report.overflow == {"first": dropped.sum()}
+    assert layers["first"].needed == 7 + dropped.max()
+    assert layers["first"].spikes == np.isfinite(found.time).sum() + dropped.sum()
+
+    names = [leaf.name for leaf in report.leaves]
+    assert names == ["first/kernel", "shared/kernel", "input times"]
+    for leaf in report.leaves:
+        assert leaf.norm > 0
+        assert leaf.own <= 1e-9
+        assert leaf.eventprop <= 1e-9
+        assert leaf.differences <= 1e-6
+        assert 0 < leaf.dtype < 1e-4  # Exactly 0 would be float64 against itself.
+    # The bias does not move with the inputs.
+    assert np.isnan(report.delay)
+    assert "depend on absolute time" in " ".join(report.undecided)
+
+    text = str(report)
+    for part in ("Gradients: ok", "shared/kernel", "tolerance", "overflow", "slots="):
+        assert part in text
+    jax.tree.map(np.testing.assert_array_equal, before, variables)
+
+
+def test_a_wrong_layer_is_named_and_a_right_one_is_not():
+    inputs = random_inputs(1)
+    model = Network([LIF(3, name="hidden"), LIF(2, name="output", gradient=scaled)])
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
+    report = check_gradients(model, variables, inputs, directions=1)
+    assert not report.ok
+    hidden, output = report.layers
+    np.testing.assert_allclose(output.own, 0.01, rtol=1e-6)
+    assert output.eventprop <= 1e-9
+    assert hidden.own <= 1e-9
+    assert output.method == "scaled"
+    assert "layer 'output' by scaled is 1.0e-02 off" in str(report)
+    assert "layer 'hidden'" not in str(report)
+    # The mistake is behind all of the network, so no gradient is right.
+    for leaf in report.leaves:
+        np.testing.assert_allclose(leaf.own, 0.01, rtol=1e-6)
+        assert leaf.differences > 1e-4
+        assert leaf.eventprop <= 1e-9
+    assert report.delay > 1e-4
+
+
+def test_forgotten_resets_are_found():
+    inputs = random_inputs(2)
+    layer = LIF(4, max_spikes=3, gradient=without_resets)
+    variables = {"params": {"kernel": random_kernel(inputs.size, layer.features)}}
+    report = check_gradients(layer, variables, inputs, directions=1)
+    assert report.layers[0].spikes > 20
+    assert not report.ok
+    assert report.layers[0].own > 1e-2
+    assert report.leaves[0].differences > 1e-2
+    assert report.leaves[0].name == "kernel"
+    assert "layer 'LIF' by without_resets" in str(report)
+
+
+def test_a_mistake_in_float32_alone_is_found_and_a_backend_is_ignored():
+    inputs = random_inputs(3)
+    layer = LIF(4, gradient=coarse_in_float32, backend=SimulatedChip())
+    variables = {"params": {"kernel": random_kernel(inputs.size, layer.features)}}
+    report = check_gradients(layer, variables, inputs, directions=1)
+    for leaf in report.leaves:
+        np.testing.assert_allclose(leaf.dtype, 1e-3, rtol=1e-2)
+        assert leaf.own <= 1e-9
+        assert leaf.differences <= 1e-6
+    assert len(report.failures) == 2
+    assert all("in float32 is 1.0e-03 off float64" in x for x in report.failures)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("then", ["silence", "a later spike"])
+def test_a_grazing_neuron_is_no_wrong_gradient(then):
+    # At tau_mem = 2 tau_syn one input of weight 4 touches the threshold and no more. A
+    # strong one later takes the place of the spike that is lost, at the same count.
+    later = 0.0 if then == "silence" else 50.0
+    weight = 4.0 if then == "silence" else 4 * (1 + 1e-12)
+    variables = {"params": {"kernel": jnp.array([[weight], [later]])}}
+    inputs = Spikes.from_times(jnp.array([[[1e-3], [30e-3]]]))
+    report = check_gradients(LIF(1), variables, inputs, directions=1)
+    assert report.ok, str(report)
+    kernel = report.leaves[0]
+    assert np.isnan(kernel.differences)
+    assert kernel.jumps == 6  # Every step size.
+    (reason,) = [x for x in report.undecided if x.startswith("kernel")]
+    assert "spike appeared/disappeared" in reason
+    if then == "silence":
+        assert report.layers[0].spikes == 0
+        assert report.layers[0].silent == 1
+        assert "1 appeared and 0 disappeared in layer 'LIF'" in reason
+        assert "no output neuron fired" in report.undecided[0]
+    else:
+        assert report.layers[0].spikes == 1
+        assert report.layers[0].slope < 1e-5
+        assert "spike times jump" in reason
+
+
+def test_events_without_a_table_by_source_and_a_window():
+    time, index = jnp.array([1e-3, 2e-3, 2e-3, 4e-3]), jnp.array([1, 0, 2, 0])
+    inputs = Spikes.from_events(time, index, 3)
+    layer = LIF(2, v_leak=1.5, max_spikes=2)
+    variables = {"params": {"kernel": jnp.array([[1.0, 2.0], [3.0, 1.0], [2.0, 4.0]])}}
+    report = check_gradients(layer, variables, inputs, directions=1, until=20e-3)
+    assert report.ok, str(report)
+    assert report.layers[0].spikes == 4
+    assert report.leaves[-1].norm > 0
+    assert np.isnan(report.delay)  # Over the threshold, a run begins at time 0.
+
+
+def test_what_cannot_be_checked_is_refused():
+    inputs, layer = random_inputs(), LIF(2)
+    variables = {"params": {"kernel": random_kernel(inputs.size, layer.features)}}
+
+    class FirstTimes(nn.Module):
+        @nn.compact
+        def __call__(self, spikes):
+            return LIF(2)(spikes).first()
+
+    class NoLayer(nn.Module):
+        @nn.compact
+        def __call__(self, spikes):
+            return spikes
+
+    with pytest.raises(ValueError, match='variables has no "params"'):
+        check_gradients(layer, variables["params"], inputs)
+    wrapped = {"params": {"LIF_0": variables["params"]}}
+    with pytest.raises(TypeError, match=r"FirstTimes returned .*expected Spikes"):
+        check_gradients(FirstTimes(), wrapped, inputs)
+    with pytest.raises(ValueError, match=r"NoLayer ran no jaxsnn\.layers\.LIF"):
+        check_gradients(NoLayer(), variables, inputs)
+    with pytest.raises(ValueError, match="directions is 0"):
+        check_gradients(layer, variables, inputs, directions=0)
+
+
+# Capacity.
+
+
+def test_capacities_are_measured_with_a_slot_for_every_spike():
+    batches = [random_inputs(seed) for seed in range(3)]
+    layers = [LIF(9, max_spikes=4, name="hidden"), LIF(4, max_spikes=2, name="output")]
+    free = Network(tuple(layers))
+    variables = jax.jit(free.init)(jax.random.key(0), batches[0])
+    # The first layer's slots would starve the second, were they in force.
+    tight = Network([layers[0].clone(slots=2), layers[1]])
+    report = suggest_capacity(tight, variables, iter(batches), headroom=0.0)
+
+    states = [run(free, ("events",), variables, x)[1]["events"] for x in batches]
+    for layer in report.layers:
+        counts = np.concatenate([state[layer.name]["count"] for state in states])
+        total = counts.sum(-1)
+        assert layer.samples == 9
+        assert layer.most == layer.slots == total.max() > 2
+        np.testing.assert_allclose(layer.mean, total.mean())
+        assert layer.silent == (counts == 0).mean()
+        assert layer.saturated == (counts == layer.max_spikes).mean()
+    assert [layer.current for layer in report.layers] == [2, None]
+    assert [layer.overflowing for layer in report.layers] == [9, 0]
+    assert list(report.slots) == ["hidden", "output"]
+    assert "hidden" in str(report)
+
+    # What is proposed suffices, and one less does not.
+    def apply(slots):
+        model = Network((layers[0].clone(slots=slots), layers[1]))
+        for batch in batches:
+            _, state = run(model, ("events",), variables, batch)
+            require_no_overflow(state["events"])
+
+    apply(report.slots["hidden"])
+    with pytest.raises(SlotsExceededError, match="layer 'hidden'") as caught:
+        apply(report.slots["hidden"] - 1)
+    assert caught.value.slots == {"hidden": report.slots["hidden"]}
+    assert list(caught.value.dropped) == ["hidden"]
+
+
+def test_headroom_never_exceeds_what_a_layer_can_fire():
+    kernel = jnp.full((5, 10), 9.0)
+    variables = {"params": {"kernel": kernel}}
+    batches = [random_inputs()]
+    for headroom, expected in ((0.0, 10), (0.1, 10), (0.5, 10)):
+        report = suggest_capacity(LIF(10), variables, batches, headroom=headroom)
+        assert report.slots == {"LIF": expected}
+    bursting = LIF(10, max_spikes=50)
+    report = suggest_capacity(bursting, variables, batches, headroom=0.1)
+    most = report.layers[0].most
+    assert report.slots == {"LIF": -(-11 * most // 10)}  # Rounded up.
+    with pytest.raises(ValueError, match="batches is empty"):
+        suggest_capacity(LIF(10), variables, [])
+    with pytest.raises(ValueError, match="headroom is -1"):
+        suggest_capacity(LIF(10), variables, batches, headroom=-1)
+
+
+def test_strict_mode_counts_one_window_and_needs_values():
+    layer = LIF(3, slots=1, max_spikes=40)
+    variables = {"params": {"kernel": jnp.full((5, 3), 9.0)}}
+    inputs = Spikes.from_times(jnp.array([[[1e-3], [2e-3], [3e-3], [12e-3], [13e-3]]]))
+    part = inputs.window(0, 8e-3)
+    _, first = run(layer, ("events",), variables, part, 8e-3)
+    rest = inputs.window(8e-3, jnp.inf)
+    _, second = run(layer, ("events",), variables | first, rest, 40e-3)
+    before, after = first["events"], second["events"]
+    with pytest.raises(SlotsExceededError) as caught:
+        require_no_overflow(after, before)
+    dropped = np.asarray(after["dropped"])
+    assert caught.value.dropped == {"LIF": dropped.sum()}
+    assert caught.value.slots == {"LIF": 1 + dropped.max()}
+    with pytest.raises(SlotsExceededError) as whole:
+        require_no_overflow(after)
+    assert whole.value.slots["LIF"] > caught.value.slots["LIF"]
+
+    require_no_overflow({"LIF_0": before | {"dropped": jnp.zeros(1, int)}})
+    with pytest.raises(TypeError, match=r"inside jax\.jit"):
+        jax.jit(require_no_overflow)(after)
+    with pytest.raises(ValueError, match="holds no layer's counters"):
+        require_no_overflow({})
+
+
+def test_the_package_offers_them_without_importing_flax():
+    code = """
+import sys, jaxsnn
+assert "flax" not in sys.modules
+assert jaxsnn.check_gradients.__module__ == "jaxsnn.certificate"
+assert jaxsnn.suggest_capacity.__module__ == "jaxsnn.capacity"
+assert "flax" in sys.modules
+assert not hasattr(jaxsnn, "nothing")
+"""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
