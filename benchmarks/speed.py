@@ -3,8 +3,8 @@
     python benchmarks/speed.py --inputs 5 --hidden 120 --outputs 3 --batch 64 --json
 
 Every input spikes once, at a random time. A training step is encoding, forward pass,
-exact gradient, and Adam; steps are dispatched together, as `train.py` does. Reported are
-medians over rounds, compilation apart.
+exact gradient, and Adam; steps are dispatched together, as `train.py` does. Reported
+are medians over rounds, compilation apart.
 """
 
 import argparse

@@ -66,8 +66,12 @@ def _attach_jvp(neuron, primals, tangents):
     spiked = times < NO_TIME
     opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
     i = current(neuron, kernel, inputs, opening, times)
+    # Its value is the record's: a rounded spike time may coincide with an input that
+    # came after it. Its derivative, for the next order, is that of the current.
+    slope = slope_at_threshold(neuron, i)
     explained = spiked & (record.slope < jnp.inf)
-    slope = jnp.where(explained, slope_at_threshold(neuron, i), jnp.inf)
+    known = jnp.where(explained, record.slope, 1)
+    slope = jnp.where(explained, slope + lax.stop_gradient(known - slope), jnp.inf)
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
     gap, both = elapsed(times[..., 1:], times[..., :-1])
     decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)

@@ -50,8 +50,15 @@ def crossing_time(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
       The time in ``[0, dt]``; without meaning where the voltage does not cross.
     """
     if neuron.tau_mem == 2 * neuron.tau_syn:
-        step = _parabola(neuron, v, i)
-        return jnp.clip(-neuron.tau_mem * jnp.log1p(-step), 0, dt)
+        wait = -neuron.tau_mem * jnp.log1p(-_parabola(neuron, v, i))
+        if neuron.fires_unprompted:
+            # Long waits, for the leak to overcome the current: x = 1 - y is tiny, and
+            # its own quadratic, i x^2 - above x + gap = 0, keeps all its digits.
+            above, gap = i + (v - neuron.v_leak), neuron.v_th - neuron.v_leak
+            root = jnp.sqrt(jnp.maximum(above * above - 4 * i * gap, 0))
+            x = 2 * gap / jnp.where(above < 0, above - root, -1)
+            wait = jnp.where(above < 0, -neuron.tau_mem * jnp.log(x), wait)
+        return jnp.clip(wait, 0, dt)
     return _iterate(neuron, v, i, dt)
 
 

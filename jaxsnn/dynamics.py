@@ -18,6 +18,7 @@ that of an input's time is its derivative :math:`\dot k`; see `jaxsnn.eventprop`
 
 import dataclasses
 import math
+import numbers
 from typing import NamedTuple, Self
 
 import jax.numpy as jnp
@@ -48,9 +49,10 @@ class Neuron:
         """Checks the ranges."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise ValueError(
-                    f"{field.name} is {value!r}, expected a finite number."
+                    f"{field.name} is {value!r}, expected a finite number. (It is a"
+                    " constant; gradients do not flow to it.)"
                 )
         for name in ("tau_mem", "tau_syn"):
             if getattr(self, name) <= 0:

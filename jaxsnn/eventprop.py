@@ -82,6 +82,7 @@ def _attach_bwd(neuron, residuals, grad_times):
     dt, after = elapsed(times[:, :, None], places.time[:, :, None])
     pull = jnp.where(after, mu[:, :, None] * psp_slope(neuron, dt), 0)
     grad_time = jnp.sum(places.weights(kernel) * jnp.sum(pull, axis=0), axis=-1)
+    grad_time = grad_time.astype(inputs.time.dtype)
     if inputs.by_source is None:
         grad_inputs = Spikes._known_good(grad_time, None, inputs.size)
     else:
@@ -94,10 +95,26 @@ def _attach_bwd(neuron, residuals, grad_times):
         to_v = jnp.where(after, -mu * jnp.exp(-dt / neuron.tau_mem), 0)
         to_i = jnp.where(after, -mu * psp(neuron, dt), 0)
         grad_start = State(jnp.sum(to_v, 0), jnp.sum(to_i, 0), None, None)
-    return grad_kernel.astype(kernel.dtype), grad_inputs, grad_start, None
+    grads = (grad_kernel.astype(kernel.dtype), grad_inputs, grad_start)
+    return *jax.tree.map(_first_order, grads), None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)
+
+
+@jax.custom_jvp
+def _first_order(grad: Array) -> Array:
+    """The identity; refuses to be differentiated, instead of returning a wrong 0."""
+    return grad
+
+
+@_first_order.defjvp
+def _refuse(primals, tangents):
+    del primals, tangents
+    raise TypeError(
+        "eventprop has first derivatives only; for higher ones use"
+        " LIF(gradient=jaxsnn.analytic.analytic)."
+    )
 
 
 def _kernel_gradient(

@@ -197,7 +197,7 @@ def state_after(
     """
     batch, neurons, _ = times.shape
     start = at_rest(neuron, batch, neurons, times.dtype) if start is None else start
-    end = jnp.broadcast_to(jnp.asarray(until, times.dtype), (batch,))
+    end = jnp.maximum(jnp.asarray(until, times.dtype), start.time)
 
     def remains(tau: float, since: Array) -> Array:
         before = since < _like(end, since)

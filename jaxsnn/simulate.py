@@ -8,6 +8,9 @@ is found to spike waits, frozen, for the end of the chunk, has its spikes solved
 catches up with the others in another pass over the chunk.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -17,6 +20,7 @@ from jaxsnn.record import Record, State, at_rest, slope_at_threshold, start_of_r
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes
 
 
+@functools.partial(jax.jit, static_argnames=("neuron", "max_spikes", "chunk"))
 def simulate(
     neuron: Neuron,
     kernel: Array,
@@ -164,7 +168,7 @@ def simulate(
             return jnp.any(carry[2] < stop)
 
         def catch_up(carry: tuple) -> tuple:
-            v, i, resume, *rest = carry
+            v, i, resume, count, times, slope = carry
 
             def walking(carry: tuple) -> Array:
                 return (carry[0] < stop) & jnp.any(carry[3] < stop)
@@ -172,7 +176,7 @@ def simulate(
             first = jnp.maximum(number * chunk, jnp.min(resume))
             carry = (first, v, i, resume)
             _, v, i, resume = lax.while_loop(walking, pass_over, carry)
-            return settle(v, i, resume, *rest, stop)
+            return settle(v, i, resume, count, times, slope, stop)
 
         return lax.while_loop(behind, catch_up, carry)
 

@@ -17,6 +17,7 @@ from jaxsnn import Spikes
 from jaxsnn.analytic import analytic
 from jaxsnn.dynamics import Neuron
 from jaxsnn.eventprop import eventprop
+from jaxsnn.hardware import SimulatedChip
 from jaxsnn.layers import LIF, Network
 from jaxsnn.simulate import simulate
 
@@ -587,3 +588,67 @@ def test_a_state_of_another_batch_is_refused():
     _, state = run_window(layer, variables, one, 5e-3)
     with pytest.raises(ValueError, match="only be continued with the batch"):
         layer.apply(variables | state, Spikes.from_times(jnp.zeros((3, 1, 1))), 9e-3)
+
+
+def test_eventprop_refuses_what_it_cannot_do():
+    def first(w):
+        return layer_times(w.reshape(1, 1), jnp.zeros((1, 1)))[0, 0, 0]
+
+    with pytest.raises(TypeError, match=r"first derivatives only.*analytic"):
+        jax.grad(jax.grad(first))(jnp.array(6.0))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jacfwd(first)(jnp.array(6.0))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("gradient", METHODS)
+def test_an_input_at_the_start_of_a_run_has_its_whole_gradient(gradient):
+    def first(t):
+        kernel = jnp.array([[8.0]])
+        return layer_times(kernel, t, v_leak=1.5, gradient=gradient)[0, 0, 0]
+
+    grad = jax.grad(first)
+    at_start, after = grad(jnp.array([[0.0]])), grad(jnp.array([[1e-9]]))
+    np.testing.assert_allclose(at_start, after, rtol=1e-6)
+
+
+def test_long_waits_keep_their_digits_in_float32():
+    # After a strong inhibition at t0 the leak overcomes the current late: with x =
+    # exp(-t / tau_mem), V = 1.5 (1 - x) + w (x - x^2) = 1 from rest at V = 0.
+    w = -1e6
+    roots = np.roots([-w, w - 1.5, 0.5])
+    small = roots[(roots > 0) & (roots < 0.5)][0]
+    times = layer_times(jnp.array([[w]], jnp.float32), jnp.zeros((1, 1)), v_leak=1.5)
+    np.testing.assert_allclose(times[0, 0, 0], -10e-3 * np.log(small), rtol=1e-5)
+
+
+def test_misuse_is_refused():
+    inputs = Spikes.from_times(jnp.zeros((2, 1, 1)))
+    variables = {"params": {"kernel": jnp.full((1, 3), 8.0)}}
+    layer = LIF(3)
+    with pytest.raises(ValueError, match="NaN or inf"):
+        layer.apply({"params": {"kernel": jnp.array([[1, jnp.nan, 1]])}}, inputs)
+    with pytest.raises(ValueError, match="expected one time for the batch"):
+        layer.apply(variables, inputs, jnp.array([1.0, 2.0]))
+    _, endless = run_window(layer, variables, inputs)
+    with pytest.raises(ValueError, match="a run that had no end"):
+        layer.apply(variables | endless, inputs)
+    _, state = run_window(layer, variables, inputs, 1e-3)
+    on_chip = LIF(3, backend=SimulatedChip())
+    with pytest.raises(ValueError, match="devices start every run from rest"):
+        on_chip.apply(variables | state, inputs, 2e-3)
+    with pytest.raises(ValueError, match="backend is 'simulated_chip'"):
+        LIF(3, backend="simulated_chip")
+    with pytest.raises(ValueError, match="no layers"):
+        Network([]).init(jax.random.key(0), inputs)
+
+
+def test_no_input_events_at_all():
+    nothing = Spikes(jnp.zeros((2, 0)), jnp.zeros((2, 0), jnp.int32), 3)
+    layer = LIF(4)
+    variables = layer.init(jax.random.key(0), nothing)
+    out, state = run_window(layer, variables, nothing, 1e-2)
+    np.testing.assert_array_equal(out.count(), np.zeros((2, 4)))
+    np.testing.assert_array_equal(state["events"]["v"], np.zeros((2, 4)))
+    grad = jax.grad(lambda v: jnp.sum(layer.apply(v, nothing).first()))(variables)
+    np.testing.assert_array_equal(grad["params"]["kernel"], np.zeros((3, 4)))

@@ -167,6 +167,15 @@ def test_more_bad_input():
         Spikes.from_times(np.zeros((2, 3, 1), np.float32)).keep(0)
 
 
+def test_own_simultaneous_spikes_share_the_last_slot():
+    spikes, dropped = Spikes.from_times(
+        jnp.array([[[1.0, 1.0, 1.0], [0.5, 2, 2]]])
+    ).keep(3)
+    np.testing.assert_array_equal(spikes.count(), [[2, 1]])
+    np.testing.assert_array_equal(dropped, [3])
+    np.testing.assert_array_equal(spikes.times(3), [[[1, 1, INF], [0.5, INF, INF]]])
+
+
 def test_no_event_at_all():
     nothing = Spikes(np.zeros((2, 0), np.float32), np.zeros((2, 0), np.int32), 3)
     np.testing.assert_array_equal(nothing.count(), np.zeros((2, 3)))

@@ -51,6 +51,8 @@ class HostDevice(Protocol):
 class HostBackend:
     """Runs a network on a `HostDevice`: one callback per batch, whatever its depth.
 
+    Under `jax.vmap` there is one per element: give the layers the whole batch instead.
+
     The callback is an effect to the compiler: it happens once per run, is never merged
     with another, and does not happen in `init`. What the device returns is checked on
     the host. Of spikes without a time between 0 and the end of the window, none is

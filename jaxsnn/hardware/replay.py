@@ -30,8 +30,8 @@ class Replay:
       Array([[0.004,   inf]], dtype=float32)
 
     Attributes:
-      times: for each layer the spike times of its neurons in seconds, ascending, then
-        ``inf``, ``[batch, neurons, max_spikes]``.
+      times: for each layer the spike times of its neurons in seconds, ``inf`` for none,
+        ``[batch, neurons, max_spikes]``.
     """
 
     times: tuple[Array, ...]
@@ -61,5 +61,5 @@ class Replay:
                     f" '{population.name}', expected {expected}: [batch, neurons,"
                     " max_spikes]."
                 )
-            observations.append(Observation(times, population.kernel))
+            observations.append(Observation(jnp.sort(times, -1), population.kernel))
         return observations

@@ -1,5 +1,7 @@
 """The leaky integrate-and-fire layer."""
 
+import math
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.record import State, explain, start_of_run, state_after
 from jaxsnn.simulate import simulate
-from jaxsnn.spikes import NO_TIME, Spikes
+from jaxsnn.spikes import NO_TIME, Spikes, _traced
 
 
 class LIF(nn.Module):
@@ -100,13 +102,16 @@ class LIF(nn.Module):
         super().__post_init__()
         for name in ("features", "max_spikes", "slots"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (
-                name == "slots" and value is None
-            ):
+            if name == "slots" and value is None:
+                continue
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not (whole and value >= 1):
                 raise ValueError(
                     f"LIF.{name} is {value!r}, expected a whole number, 1 or more."
                 )
-        for name in ("gradient", "kernel_init"):
+        for name in ("gradient", "kernel_init", "backend"):
+            if name == "backend" and self.backend is None:
+                continue
             if not callable(getattr(self, name)):
                 raise ValueError(
                     f"LIF.{name} is {getattr(self, name)!r}, expected the function"
@@ -141,10 +146,16 @@ class LIF(nn.Module):
           ValueError: spikes of another number of sources than the kernel is for, or a
             state of another batch shape.
         """
-        self._check_inputs(inputs)
+        self.check_inputs(inputs)
+        if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
+            raise ValueError(f"until is {until!r}, expected one time for the batch.")
         neuron = self.neuron
         shape = (inputs.size, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if not _traced(kernel) and not jnp.isfinite(kernel).all():
+            raise ValueError(
+                f"the kernel of {self._label} has entries that are NaN or inf."
+            )
         batch = inputs.time.shape[:-1]
         inputs = inputs.reshape_batch(-1)
         n = inputs.time.shape[0]
@@ -157,8 +168,13 @@ class LIF(nn.Module):
             inputs, late = inputs.not_before(opening.time)
 
         backend = None if self.is_initializing() else self.backend
+        if start is not None and (observation is not None or backend is not None):
+            raise ValueError(
+                f"{self._label} is given a state to continue from, but devices start"
+                " every run from rest; leave out the collection 'events'."
+            )
         if observation is None and backend is not None:
-            population = Population(self.name, neuron, kernel, self.max_spikes)
+            population = Population(self.name or "LIF", neuron, kernel, self.max_spikes)
             (observation,) = backend([population], inputs, until, device_key(self))
         counters = {}
         if observation is None:
@@ -198,10 +214,15 @@ class LIF(nn.Module):
         if not self.has_variable("events", "v"):
             return None
         state = State(*(self.get_variable("events", name) for name in State._fields))
+        if not _traced(state.time) and not jnp.isfinite(state.time).all():
+            raise ValueError(
+                f"{self._label} cannot continue from a run that had no end: pass"
+                " `until` to the window before."
+            )
         found = state.v.shape
         if found[-1] != self.features or state.v.size != batch * self.features:
             raise ValueError(
-                f"LIF '{self.name}' is given the state of {found} neurons, but the"
+                f"{self._label} is given the state of {found} neurons, but the"
                 f" inputs are {batch} samples for {self.features} neurons; a state can"
                 " only be continued with the batch that it came from."
             )
@@ -212,17 +233,22 @@ class LIF(nn.Module):
             state.count.reshape(batch, -1),
         )
 
-    def _check_inputs(self, inputs: Spikes) -> None:
+    @property
+    def _label(self) -> str:
+        return f"LIF '{self.name}'" if self.name else "LIF"
+
+    def check_inputs(self, inputs: Spikes) -> None:
+        """Raises if the inputs are no spikes, or not those of as many sources."""
         if not isinstance(inputs, Spikes):
             raise TypeError(
-                f"LIF '{self.name}' takes jaxsnn.Spikes, not {type(inputs).__name__};"
+                f"{self._label} takes jaxsnn.Spikes, not {type(inputs).__name__};"
                 " jaxsnn.coding.encode_latency makes them from numbers."
             )
         if self.has_variable("params", "kernel"):
             expected = jnp.shape(self.get_variable("params", "kernel"))
             if expected != (inputs.size, self.features):
                 raise ValueError(
-                    f"LIF '{self.name}' has a kernel of shape {expected}: expected"
+                    f"{self._label} has a kernel of shape {expected}: expected"
                     f" spikes of {expected[0]} sources and features={expected[1]}, got"
                     f" spikes of {inputs.size} sources and features={self.features}."
                 )

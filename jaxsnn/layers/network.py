@@ -45,6 +45,9 @@ class Network(nn.Module):
 
     def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes:
         """Runs all layers through one window and returns the last one's spikes."""
+        if not self.layers:
+            raise ValueError("Network has no layers.")
+        self.layers[0].check_inputs(inputs)
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
             populations = [
