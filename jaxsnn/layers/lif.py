@@ -5,6 +5,7 @@ import numbers
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
@@ -152,7 +153,7 @@ class LIF(nn.Module):
         neuron = self.neuron
         shape = (inputs.size, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        if not _traced(kernel) and not jnp.isfinite(kernel).all():
+        if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
             raise ValueError(
                 f"the kernel of {self._label} has entries that are NaN or inf."
             )
@@ -214,7 +215,7 @@ class LIF(nn.Module):
         if not self.has_variable("events", "v"):
             return None
         state = State(*(self.get_variable("events", name) for name in State._fields))
-        if not _traced(state.time) and not jnp.isfinite(state.time).all():
+        if not _traced(state.time) and not np.isfinite(np.asarray(state.time)).all():
             raise ValueError(
                 f"{self._label} cannot continue from a run that had no end: pass"
                 " `until` to the window before."
