@@ -57,8 +57,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoding.copies = 1  # Sources per value.
 
     config.loss = ml_collections.ConfigDict()
-    config.loss.name = "ttfs_cross_entropy"
+    config.loss.name = "ttfs_cross_entropy"  # Or "ttfs_mse".
     config.loss.tau = 0.5e-3  # s, a lead of which makes e times as probable.
+    config.loss.t_correct = 18e-3  # s, target of the right output; ttfs_mse only.
+    config.loss.t_wrong = 22e-3  # s, target of the others; ttfs_mse only.
     config.loss.t_silent = 60e-3  # s, stands for a silent output.
     config.loss.early = 3e-3  # Weight of the penalty on late spikes.
     config.loss.bump = 3e-2  # Weight of the lift of silent neurons; see losses.

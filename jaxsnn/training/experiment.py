@@ -1,5 +1,6 @@
 """From a config of plain values to the objects that training is made of."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,9 +23,17 @@ Schedule = Callable[[int], Any]
 T = TypeVar("T")
 
 GRADIENTS = {"eventprop": eventprop, "analytic": analytic}
-LOSSES: dict[str, Callable[..., Array]] = {
-    "ttfs_cross_entropy": losses.ttfs_cross_entropy,
-    "ttfs_mse": losses.ttfs_mse,
+LOSSES: dict[str, Callable[[ml_collections.ConfigDict], Callable[..., Array]]] = {
+    "ttfs_cross_entropy": lambda loss: functools.partial(
+        losses.ttfs_cross_entropy, tau=loss.tau, t_silent=loss.t_silent
+    ),
+    "ttfs_mse": lambda loss: functools.partial(
+        losses.ttfs_mse,
+        t_correct=loss.t_correct,
+        t_wrong=loss.t_wrong,
+        tau=loss.tau,
+        t_silent=loss.t_silent,
+    ),
 }
 HARDWARE: dict[str, Callable[[ml_collections.ConfigDict], Backend | None]] = {
     "": lambda config: None,
@@ -60,17 +69,14 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         model = _model(config)
     except ValueError as error:
         raise TrainingError(f"config.model: {error}") from error
-    loss_fn = _choose("loss.name", config.loss.name, LOSSES)
-    options = {
-        k: v for k, v in config.loss.items() if k not in ("name", "bump", "early")
-    }
+    loss_fn = _choose("loss.name", config.loss.name, LOSSES)(config.loss)
 
     def encode(features: Array) -> Spikes:
         return encode_latency(features, **config.encoding)
 
     def loss(outputs: Spikes, labels: Array, params: Mapping, events: Mapping) -> Array:
         times = first_spike_times(outputs)
-        each = loss_fn(times, labels, **options)
+        each = loss_fn(times, labels)
         each += config.loss.early * losses.earliness(
             times, labels, tau=config.model.tau_syn, t_silent=config.loss.t_silent
         )
