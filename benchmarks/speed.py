@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="steps per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one JSON object, no more")
-    result = measure(parser.parse_args())
-    if "--json" in __import__("sys").argv:
+    options = parser.parse_args()
+    result = measure(options)
+    if options.json:
         print(json.dumps(result))
     else:
         for name, value in result.items():
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "spikes_per_neuron": round(float(hidden.mean()), 2),
+        "hidden_spikes_per_neuron": round(float(hidden.mean()), 2),
         **{k: v for k, v in vars(options).items() if k not in ("json", "rounds")},
         "steps": steps,
     }
