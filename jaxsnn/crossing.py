@@ -80,18 +80,25 @@ def _iterate(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
     dtype = jnp.result_type(v, i)
     fast = min(tau_mem, tau_syn)
-    # A parabola's step of h leaves an error of order h^3; a bisection's, of order h.
+    # A parabola's step of h leaves an error of order h^3, over the distance to the peak;
+    # a bisection's, of order h.
     eps = float(jnp.finfo(dtype).eps)
-    enough, exact = 0.2 * fast * eps ** (1 / 3), 4 * fast * eps
+    enough, exact = 0.2 * fast * eps**0.5, 4 * fast * eps
     # The crossing is before the end and, if there is a peak, before the peak. Should
     # the interval be endless, 200 time constants outlast every float.
     longest = 200 * max(tau_mem, tau_syn)
     high = jnp.minimum(jnp.asarray(dt, dtype), longest)
     has_peak = (drive(neuron, v, i) > 0) & (i > 0)
-    peak_time = tau_syn * peak_phase(neuron, v, i)
-    high = jnp.where(has_peak, jnp.minimum(high, peak_time), high)
+    phase = peak_phase(neuron, v, i)
+    high = jnp.where(has_peak, jnp.minimum(high, tau_syn * phase), high)
     high = jnp.broadcast_to(high, v.shape)
-    low = jnp.zeros_like(high)
+    low = first = jnp.zeros_like(high)
+    if not neuron.fires_unprompted:
+        # The parabola that has the same peak and the same start is a good first guess.
+        peak = neuron.v_leak + i * jnp.exp(-phase)
+        share = (peak - neuron.v_th) / jnp.where(peak > v, peak - v, 1)
+        guess = tau_syn * phase * (1 - jnp.sqrt(jnp.clip(share, 0, 1)))
+        first = jnp.where(has_peak, jnp.minimum(guess, high), first)
 
     def advance(carry: tuple) -> tuple:
         count, low, high, t, _ = carry
@@ -99,10 +106,10 @@ def _iterate(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
         below = v_t < neuron.v_th
         low, high = jnp.where(below, t, low), jnp.where(below, high, t)
         step = -tau_mem * jnp.log1p(-_parabola(neuron, v_t, i_t))
-        target = t + step
-        inside = (target >= low) & (target <= high)
-        # A parabola that needs long converges linearly; bisection bounds the worst.
-        smooth = inside & (count < 40)
+        target = jnp.clip(t + step, low, high)
+        # Rounding may put a step of almost nothing outside. And a parabola that needs
+        # long converges linearly; bisection bounds the worst.
+        smooth = (jnp.abs(t + step - target) <= enough) & (count < 40)
         target = jnp.where(smooth, target, 0.5 * (low + high))
         change = jnp.abs(target - t)
         done = jnp.all(change <= jnp.where(smooth, enough, exact + 4 * eps * t))
@@ -111,5 +118,5 @@ def _iterate(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
     def more(carry: tuple) -> Array:
         return (carry[0] < 120) & ~carry[-1]
 
-    start = (jnp.int32(0), low, high, low, jnp.bool_(False))
+    start = (jnp.int32(0), low, high, first, jnp.bool_(False))
     return lax.while_loop(more, advance, start)[3]

@@ -86,6 +86,10 @@ def simulate(
         """Spreads ``[batch]`` over the lanes."""
         return x[:, None] if wide else x[None, :]
 
+    def at_place(table: Array, place: Array) -> Array:
+        """Looks up every lane's own event of its sample."""
+        return lanes(jnp.take_along_axis(table, lanes(place), 1))
+
     def spread_rows(row: Array) -> Array:
         """Weights of one event of each sample."""
         return kernel[row] if wide else columns[:, row]
@@ -116,73 +120,68 @@ def simulate(
             resume,
         )
 
-    def spike(carry: tuple) -> tuple:
-        """Emits one spike of every pending neuron."""
-        v, i, now, dt, count, times, slope, pending = carry
-        # The others are put on the threshold, where the solver is done at once.
-        wait = crossing_time(neuron, jnp.where(pending, v, neuron.v_th), i, dt)
-        i_at = i * jnp.exp(-wait / neuron.tau_syn)
-        slot = pending & (count - count_before == ordinal)
-        times = jnp.where(slot, now + wait, times)
-        slope = jnp.where(slot, slope_at_threshold(neuron, i_at), slope)
-        v = jnp.where(pending, neuron.v_reset, v)
-        i = jnp.where(pending, i_at, i)
-        now = jnp.where(pending, now + wait, now)
-        dt = jnp.where(pending & (dt > wait), dt - wait, jnp.where(pending, 0, dt))
-        count += pending.astype(count.dtype)
-        again = crosses(neuron, v, i, *flow(neuron, v, i, dt)) & (dt > 0)
-        return (
-            v,
-            i,
-            now,
-            dt,
-            count,
-            times,
-            slope,
-            pending & again & (count < max_spikes),
-        )
-
-    def settle(v, i, resume, count, times, slope, stop: Array) -> tuple:
-        """Emits the spikes of the neurons that wait; takes them past their interval."""
+    def settle(number, v, i, resume, begin, count, times, slope, stop: Array) -> tuple:
+        """Emits one spike of every neuron that waits."""
         waits = (resume >= waiting) & (resume < never)
-        place = lanes(jnp.clip(resume - waiting, 0, slots - 1))
-        now = lanes(jnp.take_along_axis(left, place, 1))
-        dt = lanes(jnp.take_along_axis(length, place, 1))
-        carry = (v, i, now, dt, count, times, slope, waits)
-        if max_spikes == 1:
-            carry = spike(carry)
+        place = jnp.clip(resume - waiting, 0, slots - 1)
+        # Past a spike inside the interval, `begin` is later than the interval's.
+        begin = jnp.where(waits, jnp.maximum(begin, at_place(left, place)), 0)
+        dt = jnp.where(waits, at_place(right, place) - begin, 0)
+        # The others are put on the threshold, where the solver is done at once.
+        wait = crossing_time(neuron, jnp.where(waits, v, neuron.v_th), i, dt)
+        i_at = i * jnp.exp(-wait / neuron.tau_syn)
+        rising = slope_at_threshold(neuron, i_at)
+        begin += wait
+        if chunk == slots:  # Every neuron that waits does so for this same spike.
+            times = times.at[number].set(jnp.where(waits, begin, NO_TIME))
+            slope = slope.at[number].set(jnp.where(waits, rising, NO_TIME))
         else:
-            carry = lax.while_loop(lambda carry: jnp.any(carry[-1]), spike, carry)
-        v, i, _, dt, count, times, slope, _ = carry
-        if max_spikes > 1:  # Otherwise all that were waiting are done now.
-            v_end, i_end = flow(neuron, v, i, dt)
-            v, i = jnp.where(waits, v_end, v), jnp.where(waits, i_end, i)
-        resume = jnp.where(waits, resume - waiting + 1, jnp.maximum(resume, stop))
+            slot = waits & (count - count_before == ordinal)
+            times = jnp.where(slot, begin, times)
+            slope = jnp.where(slot, rising, slope)
+        count += waits.astype(count.dtype)
+        resume = jnp.where(waits, resume, jnp.maximum(resume, stop))
+        if max_spikes == 1:  # All that were waiting are done now.
+            return v, i, jnp.where(waits, never, resume), begin, count, times, slope
+        dt = jnp.where(dt > wait, dt - wait, 0)
+        v_end, i_end = flow(neuron, jnp.asarray(neuron.v_reset, dtype), i_at, dt)
+        again = (dt > 0) & crosses(neuron, neuron.v_reset, i_at, v_end, i_end)
+        v = jnp.where(waits, jnp.where(again, neuron.v_reset, v_end), v)
+        i = jnp.where(waits, jnp.where(again, i_at, i_end), i)
+        resume = jnp.where(waits & ~again, place + 1, resume)
         resume = jnp.where(count < max_spikes, resume, never)
-        return v, i, resume, count, times, slope
+        return v, i, resume, begin, count, times, slope
 
     def run_chunk(number: Array, carry: tuple) -> tuple:
         stop = (number + 1) * chunk
 
+        def unfinished(resume: Array) -> Array:
+            return (resume < stop) | ((resume >= waiting) & (resume < never))
+
         def behind(carry: tuple) -> Array:
-            return jnp.any(carry[2] < stop)
+            return jnp.any(unfinished(carry[3]))
 
         def catch_up(carry: tuple) -> tuple:
-            v, i, resume, count, times, slope = carry
+            round, v, i, resume, begin, count, times, slope = carry
 
             def walking(carry: tuple) -> Array:
                 return (carry[0] < stop) & jnp.any(carry[3] < stop)
 
             first = jnp.maximum(number * chunk, jnp.min(resume))
-            carry = (first, v, i, resume)
-            _, v, i, resume = lax.while_loop(walking, pass_over, carry)
-            return settle(v, i, resume, count, times, slope, stop)
+            walk = (first, v, i, resume)
+            _, v, i, resume = lax.while_loop(walking, pass_over, walk)
+            return (
+                round + 1,
+                *settle(round, v, i, resume, begin, count, times, slope, stop),
+            )
 
-        return lax.while_loop(behind, catch_up, carry)
+        return lax.while_loop(behind, catch_up, (jnp.int32(0), *carry))[1:]
 
     resume = jnp.where(count_before < max_spikes, 0, never).astype(jnp.int32)
     nothing = jnp.full((max_spikes, *resume.shape), NO_TIME, dtype)
-    carry = (lanes(start.v), lanes(start.i), resume, count_before, nothing, nothing)
+    begin = jnp.zeros(resume.shape, dtype)
+    carry = (lanes(start.v), lanes(start.i), resume, begin, count_before)
+    carry += (nothing, nothing)
     if chunk == slots:
         carry = run_chunk(jnp.int32(0), carry)
     else:

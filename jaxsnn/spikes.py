@@ -1,6 +1,7 @@
 """`Spikes`: the one data type that flows between layers."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -317,11 +318,11 @@ def argsort_times(time: Array) -> Array:
     level = (time - low) / span * (2**free - 2)
     level = jnp.where(finite, level, jnp.where(time > 0, 2**free - 1, 0))
     key = (level.astype(word) << position_bits) | position
-    order = (jnp.sort(key, axis=-1) & (2**position_bits - 1)).astype(jnp.int32)
-    values = jnp.take_along_axis(time, order, -1)
+    order = (_sort_keys(key.reshape(-1, n).T) & (2**position_bits - 1)).astype(jnp.int32)
+    values = jnp.take_along_axis(time.reshape(-1, n).T, order, 0)
 
     def unsorted(values: Array) -> Array:
-        return jnp.any(values[..., 1:] < values[..., :-1])
+        return jnp.any(values[1:] < values[:-1])
 
     def go_on(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[0] < 4) & unsorted(carry[1])
@@ -330,24 +331,74 @@ def argsort_times(time: Array) -> Array:
         count, values, order = carry
         return count + 1, *_exchange(*_exchange(values, order, 0), 1)
 
-    carry = (jnp.int32(0), values, order)
-    _, values, order = lax.while_loop(go_on, exchange, carry)
-    return lax.cond(unsorted(values), sort_pairs, lambda order: order, order)
+    _, values, order = lax.while_loop(go_on, exchange, (jnp.int32(0), values, order))
+    order = order.T.reshape(time.shape)
+    return lax.cond(unsorted(values), sort_pairs, lambda _: order, time)
+
+
+def _sort_keys(key: Array) -> Array:
+    """Sorts integers along the first axis.
+
+    On a CPU a sort of one column after the other is slow for its branches. A network
+    makes the same comparisons in all columns, with none, which vector units do at once.
+    """
+    n, columns = key.shape
+    if columns < 16 or n > 4096:
+        return jnp.sort(key, axis=0)
+
+    def network(key: Array) -> Array:
+        def stage(key: Array, pairs: tuple[Array, Array]) -> tuple[Array, None]:
+            partner, is_low = pairs
+            other = key[partner]
+            low, high = jnp.minimum(key, other), jnp.maximum(key, other)
+            return jnp.where(is_low[:, None], low, high), None
+
+        return lax.scan(stage, key, _merge_exchange(n))[0]
+
+    return lax.platform_dependent(
+        key, cpu=network, default=functools.partial(jnp.sort, axis=0)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _merge_exchange(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Batcher's odd-even merge sort of `n` values, as stages of compared pairs.
+
+    Returns:
+      The partner of each position, itself if it has none, and whether the position
+      keeps the smaller of the two, both ``[stages, n]``. Batcher, Sorting networks and
+      their applications, AFIPS 1968.
+    """
+    i = np.arange(n)
+    partners, lows = [], []
+    run = 1
+    while run < n:
+        step = run
+        while step >= 1:
+            offset = step % run
+            is_low = (i >= offset) & ((i - offset) // step % 2 == 0) & (i + step < n)
+            is_low &= i // (2 * run) == (i + step) // (2 * run)
+            partner = i.copy()
+            partner[is_low], partner[i[is_low] + step] = i[is_low] + step, i[is_low]
+            partners.append(partner)
+            lows.append(is_low)
+            step //= 2
+        run *= 2
+    return np.array(partners, np.int32), np.array(lows)
 
 
 def _exchange(time: Array, order: Array, parity: int) -> tuple[Array, Array]:
-    """Swaps the neighbours (parity, parity + 1), (parity + 2, ...) out of order."""
-    n = time.shape[-1]
-    position = jnp.arange(n)
+    """Swaps the rows (parity, parity + 1), (parity + 2, ...) where out of order."""
+    n = time.shape[0]
+    position = np.arange(n)
     left = (position % 2 == parity) & (position + 1 < n)
-    partner = jnp.where(left, position + 1, position - 1)
-    paired = left | ((position % 2 != parity) & (position - 1 >= parity))
-    partner = jnp.where(paired, partner, position)
-    other_time, other_order = time[..., partner], order[..., partner]
+    paired = left | ((position % 2 != parity) & (position >= 1 + parity))
+    partner = np.where(paired, np.where(left, position + 1, position - 1), position)
+    other_time, other_order = time[partner], order[partner]
     # Ties by position, so that an exchange never turns equal times around.
     later = (time > other_time) | ((time == other_time) & (order > other_order))
     earlier = (time < other_time) | ((time == other_time) & (order < other_order))
-    swap = paired & jnp.where(left, later, earlier)
+    swap = paired[:, None] & jnp.where(left[:, None], later, earlier)
     return jnp.where(swap, other_time, time), jnp.where(swap, other_order, order)
 
 

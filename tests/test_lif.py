@@ -253,8 +253,9 @@ def test_two_layers_of_bursts_match_finite_differences(gradient):
 @pytest.mark.parametrize("gradient", METHODS)
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 4.0])
 def test_float32_is_close_to_float64(gradient, ratio):
+    # A seed without a grazing spike, whose slope is itself a rounding error.
     with jax.enable_x64(True):
-        kernel, time = random_problem(7, n_in=5, n_out=20, batch=4)
+        kernel, time = random_problem(8, n_in=5, n_out=20, batch=4)
 
     def both(kernel, time):
         def loss(k):
