@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py --inputs 5 --hidden 120 --outputs 3 --batch 64 --json
 
-Every input spikes once, at a random time. A training step is encoding, forward pass,
+Every input spikes once, or as often as `--events-per-input` says, at random times in
+the first 10 ms. A training step is encoding, forward pass,
 exact gradient, and Adam; steps are dispatched together, as `train.py` does. Reported
 are medians over rounds, compilation apart.
 """
@@ -29,18 +30,7 @@ EXAMPLES = 4096
 
 def main() -> None:
     """Parses the command line, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--inputs", type=int, default=5)
-    parser.add_argument("--hidden", type=int, default=120)
-    parser.add_argument("--outputs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--spikes-per-neuron", type=int, default=1)
-    parser.add_argument("--method", choices=METHODS, default="eventprop")
-    parser.add_argument("--ratio", type=float, default=2.0, help="tau_mem / tau_syn")
-    parser.add_argument("--steps", type=int, default=0, help="steps per round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="one JSON object, no more")
-    options = parser.parse_args()
+    options = arguments().parse_args()
     result = measure(options)
     if options.json:
         print(json.dumps(result))
@@ -49,8 +39,30 @@ def main() -> None:
             print(f"{name:20} {value}")
 
 
+def arguments() -> argparse.ArgumentParser:
+    """What can be measured; `measure` takes the parsed options."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--inputs", type=int, default=5)
+    parser.add_argument("--hidden", type=int, default=120)
+    parser.add_argument("--outputs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--events-per-input", type=int, default=1)
+    parser.add_argument("--spikes-per-neuron", type=int, default=1)
+    parser.add_argument(
+        "--drive", type=float, default=15.0, help="mean total weight of a neuron"
+    )
+    parser.add_argument("--method", choices=METHODS, default="eventprop")
+    parser.add_argument("--ratio", type=float, default=2.0, help="tau_mem / tau_syn")
+    parser.add_argument("--steps", type=int, default=0, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train-only", action="store_true", help="no inference")
+    parser.add_argument("--json", action="store_true", help="one JSON object, no more")
+    return parser
+
+
 def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """Measures one network; see the module."""
+    events = options.events_per_input
     tau_syn = 5e-3
     shared = {
         "tau_mem": options.ratio * tau_syn,
@@ -62,7 +74,8 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
             LIF(
                 options.hidden,
                 max_spikes=options.spikes_per_neuron,
-                kernel_init=spread_normal(15.0, 3.6),
+                # As much input in all, however many events it comes in.
+                kernel_init=spread_normal(options.drive / events, 3.6 / events),
                 name="hidden",
                 **shared,
             ),
@@ -75,13 +88,16 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         ]
     )
     keys = jax.random.split(jax.random.key(0), 3)
-    times = 10e-3 * jax.random.uniform(keys[0], (EXAMPLES, options.inputs))
-    labels = jax.random.randint(keys[1], (EXAMPLES,), 0, options.outputs)
-    params = network.init(keys[2], Spikes.from_times(times[:1, :, None]))["params"]
+    steps = options.steps or max(4, 40_000_000 // (work(options) * options.batch))
+    examples = min(EXAMPLES, steps * options.batch)
+    times = jax.random.uniform(keys[0], (examples, options.inputs, events))
+    times = 10e-3 * times
+    labels = jax.random.randint(keys[1], (examples,), 0, options.outputs)
+    params = network.init(keys[2], Spikes.from_times(times[:1]))["params"]
     optimizer = optax.adam(1e-5)  # Slow: the network stays what it is while measured.
 
     def loss(params, times, labels):
-        spikes = Spikes.from_times(times[..., None])
+        spikes = Spikes.from_times(times)
         out = network.apply({"params": params}, spikes).first()
         return ttfs_cross_entropy(out, labels, tau=1e-3, t_silent=50e-3).mean()
 
@@ -92,33 +108,35 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         return (optax.apply_updates(params, updates), state), None
 
     def infer_step(params, index):
-        spikes = Spikes.from_times(times[index][..., None])
+        spikes = Spikes.from_times(times[index])
         out = network.apply({"params": params}, spikes).first()
         return params, jnp.argmin(out, axis=-1)
 
-    steps = options.steps or max(4, 40_000_000 // (work(options) * options.batch))
-    index = jnp.arange(steps * options.batch).reshape(steps, -1) % EXAMPLES
+    index = jnp.arange(steps * options.batch).reshape(steps, -1) % examples
     carry = (params, optimizer.init(params))
     train = jax.jit(lambda carry, index: jax.lax.scan(train_step, carry, index)[0])
     infer = jax.jit(lambda params, index: jax.lax.scan(infer_step, params, index)[1])
+    samples = steps * options.batch
     compile_s, train_s = clock(train, options.rounds, carry, index)
-    _, infer_s = clock(infer, options.rounds, params, index)
+    speeds = {"train_samples_per_s": round(samples / train_s)}
+    if not options.train_only:
+        _, infer_s = clock(infer, options.rounds, params, index)
+        speeds["infer_samples_per_s"] = round(samples / infer_s)
     _, state = network.apply(
         {"params": params},
-        Spikes.from_times(times[: options.batch, :, None]),
+        Spikes.from_times(times[: options.batch]),
         mutable=["events"],
     )
     hidden = state["events"]["hidden"]["count"]
-    samples = steps * options.batch
+    left_out = ("json", "rounds", "train_only")
     return {
-        "train_samples_per_s": round(samples / train_s),
-        "infer_samples_per_s": round(samples / infer_s),
+        **speeds,
         "compile_s": round(compile_s, 2),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "hidden_spikes_per_neuron": round(float(hidden.mean()), 2),
-        **{k: v for k, v in vars(options).items() if k not in ("json", "rounds")},
+        **{k: v for k, v in vars(options).items() if k not in left_out},
         "steps": steps,
     }
 
@@ -126,7 +144,8 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
 def work(options: argparse.Namespace) -> int:
     """Pairs of an event and a neuron that see each other, per sample."""
     hidden = options.hidden * options.spikes_per_neuron
-    return options.inputs * options.hidden + hidden * options.outputs
+    events = options.inputs * options.events_per_input
+    return events * options.hidden + hidden * options.outputs
 
 
 def clock(function, rounds: int, *arguments) -> tuple[float, float]:

@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.max_spikes = 1  # Of each hidden neuron.
     config.model.slots = config_dict.placeholder(int)  # Of a hidden layer; None: all.
     config.model.gradient = "eventprop"  # Or "analytic".
+    config.model.readout = "lif"  # First spikes. Or "li": maxima of voltages.
     config.model.hidden_init = (
         15.0,
         3.6,
@@ -57,7 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoding.copies = 1  # Sources per value.
 
     config.loss = ml_collections.ConfigDict()
-    config.loss.name = "ttfs_cross_entropy"  # Or "ttfs_mse".
+    config.loss.name = "ttfs_cross_entropy"  # Or "ttfs_mse"; see yinyang_mot.py.
     config.loss.tau = 0.5e-3  # s, a lead of which makes e times as probable.
     config.loss.t_correct = 18e-3  # s, target of the right output; ttfs_mse only.
     config.loss.t_wrong = 22e-3  # s, target of the others; ttfs_mse only.

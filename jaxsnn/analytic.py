@@ -64,14 +64,7 @@ def _attach_jvp(neuron, primals, tangents):
 
     _, change = jax.jvp(voltage, (kernel, inputs, start), tangents[:3])
     spiked = times < NO_TIME
-    opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
-    i = current(neuron, kernel, inputs, opening, times)
-    # Its value is the record's: a rounded spike time may coincide with an input that
-    # came after it. Its derivative, for the next order, is that of the current.
-    slope = slope_at_threshold(neuron, i)
-    explained = spiked & (record.slope < jnp.inf)
-    known = jnp.where(explained, record.slope, 1)
-    slope = jnp.where(explained, slope + lax.stop_gradient(known - slope), jnp.inf)
+    slope = _attach_slope(neuron, kernel, inputs, start, times, record.slope)
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
     gap, both = elapsed(times[..., 1:], times[..., :-1])
     decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)
@@ -87,3 +80,28 @@ def _attach_jvp(neuron, primals, tangents):
     _, dt = lax.scan(step, jnp.zeros_like(times[..., 0]), spikes)
     # The mask also keeps out what a loss may return for a time of inf.
     return times, jnp.where(spiked, jnp.moveaxis(dt, 0, -1), 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attach_slope(neuron, kernel, inputs, start, times, slope):
+    """The record's slopes, with the derivative of the current attached.
+
+    The value is the record's, since a rounded spike time may coincide with an input
+    that came after it.
+    """
+    del neuron, kernel, inputs, start, times
+    return slope
+
+
+@_attach_slope.defjvp
+def _attach_slope_jvp(neuron, primals, tangents):
+    kernel, inputs, start, times, slope = primals
+    explained = slope < jnp.inf
+
+    def at_threshold(kernel, inputs, start, times):
+        opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
+        i = current(neuron, kernel, inputs, opening, times)
+        return slope_at_threshold(neuron, i)
+
+    _, change = jax.jvp(at_threshold, primals[:4], tangents[:4])
+    return _attach_slope(neuron, *primals), jnp.where(explained, change, 0)

@@ -77,11 +77,7 @@ def _attach_bwd(neuron, residuals, grad_times):
     # [n, batch, neurons]: the spikes of each neuron, against the inputs' events.
     times, mu = jnp.moveaxis(record.times, -1, 0), jnp.moveaxis(mu, -1, 0)
     places = Places.of(inputs)
-    grad_kernel = _kernel_gradient(neuron, kernel, places, times, mu)
-
-    dt, after = elapsed(times[:, :, None], places.time[:, :, None])
-    pull = jnp.where(after, mu[:, :, None] * psp_slope(neuron, dt), 0)
-    grad_time = jnp.sum(places.weights(kernel) * jnp.sum(pull, axis=0), axis=-1)
+    grad_kernel, grad_time = _pull_back(neuron, kernel, places, times, mu)
     grad_time = grad_time.astype(inputs.time.dtype)
     if inputs.by_source is None:
         grad_inputs = Spikes._known_good(grad_time, None, inputs.size)
@@ -117,33 +113,69 @@ def _refuse(primals, tangents):
     )
 
 
-def _kernel_gradient(
+def _pull_back(
     neuron: Neuron, kernel: Array, places: Places, times: Array, mu: Array
-) -> Array:
-    r"""Sums :math:`\lambda_j` over samples, one input event after the other.
+) -> tuple[Array, Array]:
+    r"""Sums :math:`\lambda_j` over samples, :math:`w_j \dot\lambda_j` over neurons.
 
-    The loop bounds the memory, and its body compiles to one pass over the neurons,
-    several times faster on a CPU than all pairs of events in one expression.
+    A loop bounds the memory, and its body compiles to one pass over its lanes, several
+    times faster on a CPU than all pairs of events in one expression.
+
+    Args:
+      neuron: parameters.
+      kernel: weights, ``[size, neurons]``.
+      places: input events.
+      times: spikes of each neuron, ``[n, batch, neurons]``.
+      mu: their multipliers.
+
+    Returns:
+      Gradients of the kernel and of the times of `places`, ``[batch, places]``.
     """
+    _, batch, neurons = times.shape
+    count = places.time.shape[-1]
+    by_source = places.source.ndim == 1
 
-    def adjoint(time: Array) -> Array:
-        dt, after = elapsed(times, time[:, None])
-        return jnp.where(after, -mu * psp(neuron, dt), 0)
+    def adjoint(time: Array, times: Array, mu: Array) -> tuple[Array, Array]:
+        """The adjoint current at an event, and its derivative."""
+        dt, after = elapsed(times, time)
+        at_event = jnp.where(after, -mu * psp(neuron, dt), 0)
+        return at_event, jnp.where(after, mu * psp_slope(neuron, dt), 0)
 
-    if places.source.ndim == 1:
+    if by_source and batch <= count and count * neurons <= 2**14:
+        # Few neurons: one sample after the other, its events side by side.
+        weights = places.weights(kernel)[0].T
 
-        def row(_: None, time: Array) -> tuple[None, Array]:
-            return None, jnp.sum(adjoint(time), axis=(0, 1))
+        def sample(total: Array, each: tuple[Array, ...]) -> tuple[Array, Array]:
+            time, times, mu = each
+            at_event, slope = adjoint(time, times[..., None], mu[..., None])
+            pull = jnp.sum(weights * jnp.sum(slope, axis=0), axis=0)
+            return total + jnp.sum(at_event, axis=0), pull
 
-        _, rows = lax.scan(row, None, places.time.T)
-        return jnp.sum(rows.reshape(kernel.shape[0], -1, kernel.shape[1]), axis=1)
+        each = places.time, jnp.moveaxis(times, 1, 0), jnp.moveaxis(mu, 1, 0)
+        start = jnp.zeros((neurons, count), mu.dtype)
+        rows, pull = lax.scan(sample, start, each)
+        return jnp.sum(rows.T.reshape(kernel.shape[0], -1, neurons), axis=1), pull
 
-    def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
-        time, source = place
-        return total.at[source].add(jnp.sum(adjoint(time), axis=0)), None
+    # One event after the other, all neurons of all samples side by side.
+    def event(time: Array) -> Array:
+        return jnp.sum(adjoint(time[:, None], times, mu)[0], axis=0)
 
-    start = jnp.zeros(kernel.shape, mu.dtype)
-    return lax.scan(add, start, (places.time.T, places.source.T))[0]
+    if by_source:
+        _, rows = lax.scan(
+            lambda _, time: (None, jnp.sum(event(time), axis=0)), None, places.time.T
+        )
+        total = jnp.sum(rows.reshape(kernel.shape[0], -1, neurons), axis=1)
+    else:
+
+        def add(total: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+            time, source = place
+            return total.at[source].add(event(time)), None
+
+        start = jnp.zeros(kernel.shape, mu.dtype)
+        total, _ = lax.scan(add, start, (places.time.T, places.source.T))
+    # Apart, so that it costs nothing where no one asks for it, as in a first layer.
+    _, slope = adjoint(places.time[:, :, None], times[:, :, None], mu[:, :, None])
+    return total, jnp.sum(places.weights(kernel) * jnp.sum(slope, axis=0), axis=-1)
 
 
 def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:

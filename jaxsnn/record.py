@@ -111,8 +111,11 @@ class Places(NamedTuple):
 
     def weights(self, kernel: Array) -> Array:
         """Weights of each event, ``[batch or 1, places, neurons]``."""
-        weights = kernel[self.source]
-        return weights if weights.ndim == 3 else weights[None]
+        if self.source.ndim == 2:
+            return kernel[self.source]
+        # Not a gather, whose transpose would be a slow scatter.
+        repeats = self.source.shape[0] // max(kernel.shape[0], 1)
+        return jnp.repeat(kernel, repeats, axis=0)[None]
 
     def per_source(self, values: Array, size: int) -> Array:
         """Adds up values of the events of each source, ``[batch, size]``."""

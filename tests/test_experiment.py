@@ -1,17 +1,25 @@
 """From a config to an experiment: every name it may contain, and what it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import yinyang, yinyang_analytic, yinyang_chip
-from jaxsnn import Spikes
+from configs import yinyang, yinyang_analytic, yinyang_chip, yinyang_mot
+from jaxsnn import Spikes, losses
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
 from jaxsnn.training import TrainingError
-from jaxsnn.training.experiment import GRADIENTS, HARDWARE, LOSSES, create_experiment
+from jaxsnn.training.experiment import (
+    GRADIENTS,
+    HARDWARE,
+    LOSSES,
+    READOUTS,
+    create_experiment,
+)
 
 
 def test_the_configs_change_one_thing():
@@ -57,9 +65,51 @@ def test_a_silent_output_layer_predicts_nothing():
     np.testing.assert_array_equal(experiment.predict(outputs), [1, -1])
 
 
+def test_maxima_of_voltages_decide_and_teach():
+    config = yinyang_mot.get_config()
+    experiment = create_experiment(config)
+    inputs = experiment.encode(jnp.array([[0.1, 0.6, 0.9, 0.4]]))
+    params = experiment.model.init(jax.random.key(0), inputs)["params"]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+        outputs, state = experiment.model.apply(
+            {"params": params}, inputs, mutable=["events"]
+        )
+        each = experiment.loss(outputs, jnp.array([1]), params, state["events"])
+        count = state["events"]["hidden"]["count"]
+        return each.mean(), (outputs, count, experiment.predict(outputs))
+
+    (value, (outputs, count, predicted)), grads = loss(params)
+    # At each time in turn, not by the maximum under test.
+    grid = jnp.linspace(0, 0.2, 20_001)
+    peaks = outputs.voltage(grid).max(-1)
+    assert predicted == peaks.argmax()
+    expected = -jax.nn.log_softmax(config.loss.scale * peaks)[0, 1]
+    bump = losses.silence_bump(params["hidden"]["kernel"], count)
+    np.testing.assert_allclose(value, expected + config.loss.bump * bump, rtol=1e-4)
+    for kernel in jax.tree.leaves(grads):
+        assert jnp.isfinite(kernel).all()
+        assert (kernel != 0).any()
+
+    # Outputs that all rest are equal: the first of them, by convention.
+    silence = Spikes.from_times(jnp.full((1, 5, 1), jnp.inf))
+    outputs = experiment.model.apply({"params": params}, silence)
+    np.testing.assert_array_equal(experiment.predict(outputs), [0])
+    config.hardware = "simulated_chip"
+    with pytest.raises(TrainingError, match="a device reports spikes only"):
+        create_experiment(config)
+
+
 @pytest.mark.parametrize(
     ("field", "options"),
-    [("loss.name", LOSSES), ("model.gradient", GRADIENTS), ("hardware", HARDWARE)],
+    [
+        ("loss.name", LOSSES),
+        ("model.gradient", GRADIENTS),
+        ("model.readout", READOUTS),
+        ("hardware", HARDWARE),
+    ],
 )
 def test_an_unknown_name_lists_the_known_ones(field, options):
     config = yinyang.get_config()

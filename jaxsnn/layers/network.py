@@ -1,13 +1,15 @@
 """A network whose layers run together."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 
 from jaxsnn.backend import Backend, Population
 from jaxsnn.dynamics import Time
+from jaxsnn.layers.li import LI
 from jaxsnn.layers.lif import LIF, device_key
+from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 
 
@@ -17,6 +19,10 @@ class Network(nn.Module):
     On a device a network is one run per batch: the hidden spikes travel on the device
     and are read out afterwards. Then every layer computes its gradient from what was
     observed of it and of the layer before.
+
+    The last layer may be an `LI`; the network then returns its `Trace`. Such a network
+    runs one window from rest, and on no backend as a whole: what a device reports is
+    spikes. Give the backend to the `LIF` layers one by one.
 
     Example::
 
@@ -38,15 +44,16 @@ class Network(nn.Module):
       backend: what finds the spikes of all layers; by default each layer's own.
     """
 
-    layers: Sequence[LIF]
+    layers: Sequence[LIF | LI]
     backend: Backend | None = None
     # Layers keep the names they were given; unnamed ones are layers_0, layers_1, ...
     preserve_adopted_names: ClassVar[bool] = True
 
-    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes:
-        """Runs all layers through one window and returns the last one's spikes."""
+    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes | Trace:
+        """Runs all layers through one window and returns what the last one does."""
         if not self.layers:
             raise ValueError("Network has no layers.")
+        self._check_readout()
         self.layers[0].check_inputs(inputs)
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
@@ -61,7 +68,25 @@ class Network(nn.Module):
             ]
             flat = inputs.reshape_batch(-1)
             observations = self.backend(populations, flat, until, device_key(self))
-        spikes = inputs
+        spikes: Any = inputs
         for layer, observation in zip(self.layers, observations, strict=True):
-            spikes = layer(spikes, until=until, observation=observation)
+            observed = {} if observation is None else {"observation": observation}
+            spikes = layer(spikes, until=until, **observed)
         return spikes
+
+    def _check_readout(self) -> None:
+        """Raises if an `LI` is asked for what only spiking layers can do."""
+        for layer in self.layers:
+            if not isinstance(layer, LI):
+                continue
+            if self.backend is not None:
+                raise ValueError(
+                    f"Network.backend is set, but {layer.label} has no spikes, and a"
+                    " device reports nothing else. Leave the backend out here and give"
+                    " it to each LIF: LIF(..., backend=...)."
+                )
+            if self.variables.get("events"):
+                raise ValueError(
+                    f"the network is given states to continue from, but {layer.label}"
+                    " starts every run from rest; leave out the collection 'events'."
+                )

@@ -15,7 +15,8 @@ from jaxsnn.backend import Backend
 from jaxsnn.coding import encode_latency, first_spike_times
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import LIF, Network, spread_normal
+from jaxsnn.layers import LI, LIF, Network, spread_normal
+from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 from jaxsnn.training.errors import TrainingError
 
@@ -35,6 +36,12 @@ LOSSES: dict[str, Callable[[ml_collections.ConfigDict], Callable[..., Array]]] =
         t_silent=loss.t_silent,
     ),
 }
+VOLTAGE_LOSSES: dict[str, Callable[[ml_collections.ConfigDict], Callable[..., Array]]]
+VOLTAGE_LOSSES = {
+    "mot_cross_entropy": lambda loss: functools.partial(
+        losses.mot_cross_entropy, scale=loss.scale
+    ),
+}
 HARDWARE: dict[str, Callable[[ml_collections.ConfigDict], Backend | None]] = {
     "": lambda config: None,
     "simulated_chip": lambda config: SimulatedChip(**config.chip),
@@ -48,14 +55,15 @@ class Experiment(NamedTuple):
       model: the network; ``apply`` takes what `encode` returns.
       encode: features ``[batch, features]`` to the network's inputs.
       loss: ``(outputs, labels, params, events)`` to the loss of each example.
-      predict: outputs to labels ``[batch]``, -1 where no output neuron fired.
+      predict: outputs to labels ``[batch]``, -1 where no output neuron of the spiking
+        readout fired.
       optimizer: steps per epoch to the optimizer and its learning rate per step.
     """
 
     model: Network
     encode: Callable[[Array], Spikes]
-    loss: Callable[[Spikes, Array, Mapping, Mapping], Array]
-    predict: Callable[[Spikes], Array]
+    loss: Callable[[Any, Array, Mapping, Mapping], Array]
+    predict: Callable[[Any], Array]
     optimizer: Callable[[int], tuple[optax.GradientTransformation, Schedule]]
 
 
@@ -69,23 +77,19 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         model = _model(config)
     except ValueError as error:
         raise TrainingError(f"config.model: {error}") from error
-    loss_fn = _choose("loss.name", config.loss.name, LOSSES)(config.loss)
+    readout = _choose("model.readout", config.model.readout, READOUTS)
+    loss_fn = readout.loss(config)
 
     def encode(features: Array) -> Spikes:
         return encode_latency(features, **config.encoding)
 
-    def loss(outputs: Spikes, labels: Array, params: Mapping, events: Mapping) -> Array:
-        times = first_spike_times(outputs)
-        each = loss_fn(times, labels)
-        each += config.loss.early * losses.earliness(
-            times, labels, tau=config.model.tau_syn, t_silent=config.loss.t_silent
-        )
+    def loss(outputs: Any, labels: Array, params: Mapping, events: Mapping) -> Array:
         # A constant to each example, so that the mean over examples has it once.
         bump = sum(
             losses.silence_bump(params[name]["kernel"], state["count"])
             for name, state in events.items()
         )
-        return each + config.loss.bump * bump
+        return loss_fn(outputs, labels) + config.loss.bump * bump
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
         schedule = optax.cosine_decay_schedule(
@@ -94,14 +98,56 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         clip = optax.clip_by_global_norm(config.clip_norm)
         return optax.chain(clip, optax.adam(schedule)), schedule
 
-    return Experiment(model, encode, loss, predict, optimizer)
+    return Experiment(model, encode, loss, readout.predict, optimizer)
 
 
-def predict(outputs: Spikes) -> Array:
+def predict_first(outputs: Spikes) -> Array:
     """The neuron that fires first, int32, ``[batch]``; -1 if none does."""
     times = first_spike_times(outputs)
     first = jnp.argmin(times, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.min(times, axis=-1) < NO_TIME, first, -1)
+
+
+def predict_highest(outputs: Trace) -> Array:
+    """The neuron of the highest voltage, the first of equals, int32, ``[batch]``."""
+    return jnp.argmax(outputs.maximum().value, axis=-1).astype(jnp.int32)
+
+
+def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
+    loss_fn = _choose("loss.name", config.loss.name, LOSSES)(config.loss)
+
+    def loss(outputs: Spikes, labels: Array) -> Array:
+        times = first_spike_times(outputs)
+        return loss_fn(times, labels) + config.loss.early * losses.earliness(
+            times, labels, tau=config.model.tau_syn, t_silent=config.loss.t_silent
+        )
+
+    return loss
+
+
+def _voltage_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
+    loss_fn = _choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
+    return lambda outputs, labels: loss_fn(outputs.maximum().value, labels)
+
+
+class Readout(NamedTuple):
+    """What is made of the last layer's outputs.
+
+    Attributes:
+      layer: which layer is the last.
+      loss: from a config, a function of outputs and labels.
+      predict: outputs to labels.
+    """
+
+    layer: type[LIF] | type[LI]
+    loss: Callable[[ml_collections.ConfigDict], Callable[..., Array]]
+    predict: Callable[[Any], Array]
+
+
+READOUTS = {
+    "lif": Readout(LIF, _first_spike_loss, predict_first),
+    "li": Readout(LI, _voltage_loss, predict_highest),
+}
 
 
 def _model(config: ml_collections.ConfigDict) -> Network:
@@ -109,9 +155,11 @@ def _model(config: ml_collections.ConfigDict) -> Network:
     shared = {
         "tau_mem": model.tau_mem,
         "tau_syn": model.tau_syn,
+        "param_dtype": jnp.dtype(model.dtype),
+    }
+    spiking = {
         "v_th": model.v_th,
         "gradient": _choose("model.gradient", model.gradient, GRADIENTS),
-        "param_dtype": jnp.dtype(model.dtype),
     }
     hidden = [
         LIF(
@@ -121,16 +169,24 @@ def _model(config: ml_collections.ConfigDict) -> Network:
             kernel_init=spread_normal(*model.hidden_init),
             name="hidden" if len(model.hidden) == 1 else f"hidden_{n}",
             **shared,
+            **spiking,
         )
         for n, features in enumerate(model.hidden)
     ]
-    output = LIF(
+    layer = _choose("model.readout", model.readout, READOUTS).layer
+    output = layer(
         model.outputs,
         kernel_init=spread_normal(*model.output_init),
         name="output",
         **shared,
+        **(spiking if layer is LIF else {}),
     )
     backend = _choose("hardware", config.hardware, HARDWARE)(config)
+    if backend is not None and layer is LI:
+        raise TrainingError(
+            f"config.hardware is {config.hardware!r} and config.model.readout 'li', but"
+            " a device reports spikes only; use the readout 'lif' on hardware."
+        )
     return Network([*hidden, output], backend=backend)
 
 
