@@ -1,0 +1,135 @@
+"""The leaky integrator, a readout that does not spike."""
+
+import math
+import numbers
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxsnn.dynamics import Neuron, Time
+from jaxsnn.layers.initializers import spread_normal
+from jaxsnn.readout import Trace
+from jaxsnn.spikes import NO_TIME, Spikes, _traced
+
+
+class LI(nn.Module):
+    r"""A fully connected layer of leaky integrators: voltages instead of spikes.
+
+    Neuron :math:`n` follows
+
+    .. math::
+        \tau_m \dot V_n = -(V_n - v_\mathrm{leak}) + I_n, \qquad
+        \tau_s \dot I_n = -I_n,
+
+    and a spike of input :math:`j` adds :math:`W_{jn}` to :math:`I_n`. There is no
+    threshold. It is what a `LIF` of the same attributes does as long as it is silent.
+
+    The layer computes nothing until asked: it returns a `jaxsnn.readout.Trace`, whose
+    `voltage`, `current`, `maximum` and `integral` are exact to rounding, for any ratio
+    of the time constants, and have exact gradients, in forward and reverse mode, with
+    respect to the kernel and the times of the inputs. A run is one window: unlike a
+    `LIF`, the layer does not continue from a state.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxsnn import Spikes
+      >>> from jaxsnn.layers import LI
+      >>> inputs = Spikes(
+      ...     time=jnp.array([[0.0, 3e-3, 5e-3]]), index=jnp.array([[0, 1, 0]]), size=2
+      ... )
+      >>> layer = LI(features=4)
+      >>> variables = layer.init(jax.random.key(0), inputs)
+      >>> variables["params"]["kernel"].shape
+      (2, 4)
+      >>> trace = layer.apply(variables, inputs)
+      >>> trace.maximum().value.shape, trace.voltage(1e-3).shape
+      ((1, 4), (1, 4))
+
+    Attributes:
+      features: number of neurons.
+      tau_mem: membrane time constant in seconds.
+      tau_syn: synaptic time constant in seconds.
+      v_leak: resting voltage, in the unit of the weights.
+      kernel_init: initializer of the kernel, of shape ``[inputs.size, features]``.
+      param_dtype: dtype of the kernel.
+    """
+
+    features: int
+    tau_mem: float = 10e-3
+    tau_syn: float = 5e-3
+    v_leak: float = 0.0
+    kernel_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the attributes before any work."""
+        super().__post_init__()
+        value = self.features
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not (whole and value >= 1):
+            raise ValueError(
+                f"LI.features is {value!r}, expected a whole number, 1 or more."
+            )
+        if not callable(self.kernel_init):
+            raise ValueError(
+                f"LI.kernel_init is {self.kernel_init!r}, expected the function itself,"
+                " such as jaxsnn.layers.spread_normal(0.0, 1.0)."
+            )
+        _ = self.neuron
+
+    @property
+    def neuron(self) -> Neuron:
+        """Parameters of the layer's neurons, whose threshold has no meaning."""
+        return Neuron(self.tau_mem, self.tau_syn, v_leak=self.v_leak)
+
+    @nn.compact
+    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Trace:
+        """Returns the voltages as a function of time.
+
+        Args:
+          inputs: spikes of the layer before, ``[*batch, slots]``.
+          until: end of the window in seconds. Only inputs before it count, and maxima
+            and integrals end there if not told otherwise.
+
+        Raises:
+          TypeError: inputs that are no `Spikes`.
+          ValueError: spikes of another number of sources than the kernel is for.
+        """
+        self.check_inputs(inputs)
+        if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
+            raise ValueError(f"until is {until!r}, expected one time for the batch.")
+        shape = (inputs.size, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
+            raise ValueError(
+                f"the kernel of {self.label} has entries that are NaN or inf."
+            )
+        if _traced(until) or until < NO_TIME:
+            inputs = inputs.window(-NO_TIME, until)
+        trace = Trace(self.neuron, kernel, inputs, until)
+        self.sow("intermediates", "trace", trace)
+        return trace
+
+    @property
+    def label(self) -> str:
+        """What errors call the layer."""
+        return f"LI '{self.name}'" if self.name else "LI"
+
+    def check_inputs(self, inputs: Spikes) -> None:
+        """Raises if the inputs are no spikes, or not those of as many sources."""
+        if not isinstance(inputs, Spikes):
+            raise TypeError(
+                f"{self.label} takes jaxsnn.Spikes, not {type(inputs).__name__};"
+                " jaxsnn.coding.encode_latency makes them from numbers."
+            )
+        if self.has_variable("params", "kernel"):
+            expected = jnp.shape(self.get_variable("params", "kernel"))
+            if expected != (inputs.size, self.features):
+                raise ValueError(
+                    f"{self.label} has a kernel of shape {expected}: expected"
+                    f" spikes of {expected[0]} sources and features={expected[1]}, got"
+                    f" spikes of {inputs.size} sources and features={self.features}."
+                )
