@@ -14,8 +14,6 @@ turn, so forward mode and higher derivatives work; the price is memory proportio
 input events times output spikes, where EventProp keeps events only.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -26,9 +24,9 @@ from jaxsnn.record import (
     State,
     current,
     elapsed,
-    free_voltage,
     slope_at_threshold,
     start_of_run,
+    threshold_gap,
 )
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -47,27 +45,27 @@ def analytic(
     return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@jax.custom_jvp
 def _attach(neuron, kernel, inputs, start, record):
     del neuron, kernel, inputs, start
     return record.times
 
 
 @_attach.defjvp
-def _attach_jvp(neuron, primals, tangents):
-    kernel, inputs, start, record = primals
-    times = _attach(neuron, *primals)  # Differentiable, for the next order.
+def _attach_jvp(primals, tangents):
+    neuron, kernel, inputs, start, record = primals
+    times = _attach(*primals)  # Differentiable, for the next order.
 
-    def voltage(kernel, inputs, start):
+    def gap(neuron, kernel, inputs, start):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
-        return free_voltage(neuron, kernel, inputs, opening, times)
+        return threshold_gap(neuron, kernel, inputs, opening, times)
 
-    _, change = jax.jvp(voltage, (kernel, inputs, start), tangents[:3])
+    _, change = jax.jvp(gap, primals[:4], tangents[:4])
     spiked = times < NO_TIME
     slope = _attach_slope(neuron, kernel, inputs, start, times, record.slope)
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
-    gap, both = elapsed(times[..., 1:], times[..., :-1])
-    decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)
+    wait, both = elapsed(times[..., 1:], times[..., :-1])
+    decay = jnp.where(both, jnp.exp(-wait / neuron.over(-1).tau_mem), 0)
     decay = jnp.concatenate([jnp.zeros_like(times[..., :1]), decay], axis=-1)
 
     def step(earlier: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -82,7 +80,7 @@ def _attach_jvp(neuron, primals, tangents):
     return times, jnp.where(spiked, jnp.moveaxis(dt, 0, -1), 0)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@jax.custom_jvp
 def _attach_slope(neuron, kernel, inputs, start, times, slope):
     """The record's slopes, with the derivative of the current attached.
 
@@ -94,14 +92,13 @@ def _attach_slope(neuron, kernel, inputs, start, times, slope):
 
 
 @_attach_slope.defjvp
-def _attach_slope_jvp(neuron, primals, tangents):
-    kernel, inputs, start, times, slope = primals
-    explained = slope < jnp.inf
+def _attach_slope_jvp(primals, tangents):
+    slope = primals[5]
 
-    def at_threshold(kernel, inputs, start, times):
+    def at_threshold(neuron, kernel, inputs, start, times):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
         i = current(neuron, kernel, inputs, opening, times)
-        return slope_at_threshold(neuron, i)
+        return slope_at_threshold(neuron.over(-1), i)
 
-    _, change = jax.jvp(at_threshold, primals[:4], tangents[:4])
-    return _attach_slope(neuron, *primals), jnp.where(explained, change, 0)
+    _, change = jax.jvp(at_threshold, primals[:5], tangents[:5])
+    return _attach_slope(*primals), jnp.where(slope < jnp.inf, change, 0)

@@ -3,7 +3,8 @@ r"""A certificate that the gradients of a model are right, for whoever runs it.
 Five sources that share little are compared in float64: the model's own gradient
 methods, `eventprop`, `analytic`, central differences, and a symmetry of the equations.
 If nothing in a model depends on absolute time, delaying every input delays every
-output, so that in every sample
+output spike and leaves alone what is no time, such as the maximum of a voltage, so that
+in every sample
 
 .. math::
     \sum_j \frac{\partial L}{\partial t_j^\mathrm{in}}
@@ -27,6 +28,7 @@ from jax import Array, lax
 from jaxsnn.analytic import analytic
 from jaxsnn.capacity import Layer, observe, table
 from jaxsnn.eventprop import eventprop
+from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 
 # Relative to the size of what is changed: from where truncation dominates to where
@@ -208,6 +210,7 @@ def check_gradients(
     variables: Mapping[str, Any],
     spikes: Spikes,
     *,
+    read: Callable[[Any], Array] | None = None,
     directions: int = 2,
     seed: int = 0,
     tolerances: Tolerances = _DEFAULT,
@@ -215,12 +218,13 @@ def check_gradients(
 ) -> GradientReport:
     """Checks the gradients of a model against everything there is to check them with.
 
-    For a random smooth loss of all output spike times, compares in float64: the model's
-    own gradient methods, layer by layer and together, with `eventprop` and `analytic`;
-    the gradient with central differences along random directions, for each array of
-    parameters and for the input times; and the two sides of the delay identity. Then,
-    the gradient in the model's own dtype with that in float64. The simulation finds the
-    spikes, whatever the model's backend. Nothing of the model is changed.
+    For a randomly weighted sum of what `read` makes of the outputs, compares in
+    float64: the model's own gradient methods, layer by layer and together, with
+    `eventprop` and `analytic`; the gradient with central differences along random
+    directions, for each array of parameters and for the input times; and the two sides
+    of the delay identity. Then, the gradient in the model's own dtype with that in
+    float64. The simulation finds the spikes, whatever the model's backend. Nothing of
+    the model is changed.
 
     A report that is ok says that the gradient is that of the spikes that did occur, at
     these variables and inputs. It does not say that the loss has no jumps: a spike that
@@ -249,10 +253,14 @@ def check_gradients(
       ['hidden/kernel', 'output/kernel', 'input times']
 
     Args:
-      model: a `Network`, a `LIF`, or any module from `Spikes` to `Spikes` whose spiking
-        layers are `LIF` or subclasses of it.
+      model: a `Network`, a `LIF`, or any module from `Spikes` whose spiking layers are
+        `LIF` or subclasses of it.
       variables: of the model; gradients are by ``variables["params"]``.
       spikes: inputs, any batch shape.
+      read: from the model's outputs to one array, in which ``+inf`` stands for none,
+        such as ``lambda trace: trace.maximum().value``. By default all spike times of
+        `Spikes`; of a `Trace` the maxima, and voltages at times that go with its
+        inputs.
       directions: random directions per array for central differences.
       seed: of the loss and of the directions.
       tolerances: what to accept.
@@ -260,7 +268,8 @@ def check_gradients(
 
     Raises:
       ValueError: a model without any `LIF`, or variables without parameters.
-      TypeError: a model that does not return `Spikes`.
+      TypeError: outputs that are neither `Spikes` nor a `Trace`, without `read`; or a
+        `read` that returns no array.
     """
     if directions < 1:
         raise ValueError(f"directions is {directions}, expected 1 or more.")
@@ -273,7 +282,7 @@ def check_gradients(
     own_dtype = np.dtype(spikes.time.dtype)
     with jax.enable_x64(True):
         wide = _cast((variables, spikes, options))
-        exact = _Problem(model, wide[0], wide[1], wide[2], rng)
+        exact = _Problem(model, *wide, read or _read, rng)
         by = exact.gradients()
         delay, delay_reason = _delay(exact, by["own"], tolerances.delay)
         differences = [
@@ -281,7 +290,9 @@ def check_gradients(
             for n in range(exact.n)
         ]
         rounding = _rounding(exact, by["own"], own_dtype, rng)
-    rounded = _Problem(model, variables, spikes, options, rng, like=exact)
+    rounded = _Problem(
+        model, variables, spikes, options, read or _read, rng, like=exact
+    )
     dtype, dtype_reason = _own_dtype(exact, rounded, by["own"])
 
     layers = tuple(_layer_check(exact, by, layer) for layer in exact.layers.values())
@@ -302,8 +313,8 @@ def check_gradients(
     )
     undecided = [d.reason for d in differences if d.reason]
     undecided += [reason for reason in (delay_reason, dtype_reason) if reason]
-    if not np.isfinite(by["own"].outputs).any():
-        undecided.insert(0, "no output neuron fired, so every gradient is zero.")
+    if not any(np.any(grad) for grad in by["analytic"].grads):
+        undecided.insert(0, "every gradient is zero: no spike acts on the outputs.")
     return GradientReport(
         layers=layers,
         leaves=leaves,
@@ -319,8 +330,7 @@ class _Result(NamedTuple):
 
     value: float
     grads: list[np.ndarray]
-    outputs: np.ndarray
-    pull: np.ndarray  # Of the loss, by the output times.
+    outputs: np.ndarray  # What was read of them.
     kept: dict[str, list[np.ndarray]]
     counts: dict[str, list[np.ndarray]]
     slope: dict[str, list[np.ndarray]]
@@ -347,10 +357,11 @@ class _Problem:
         variables: Mapping[str, Any],
         spikes: Spikes,
         options: Mapping[str, Any],
+        read: Callable[[Any], Array],
         rng: np.random.Generator,
         like: "_Problem | None" = None,
     ) -> None:
-        self.model, self.spikes, self.options = model, spikes, options
+        self.model, self.spikes, self.options, self.read = model, spikes, options, read
         self.variables = variables
         leaves, treedef = jax.tree_util.tree_flatten_with_path(variables["params"])
         self.treedef: Any = treedef
@@ -370,18 +381,17 @@ class _Problem:
             self.weight = rng.choice([-1, 1], shape.shape) * rng.uniform(
                 0.5, 1.5, shape.shape
             )
-            self.phase = rng.uniform(0, 2 * np.pi, shape.shape)
             self.methods = [eventprop, analytic]
             for layer in self.layers.values():
                 if layer.gradient not in self.methods:
                     self.methods.append(layer.gradient)
         else:
-            self.scale, self.weight, self.phase = like.scale, like.weight, like.phase
+            self.scale, self.weight = like.scale, like.weight
         self._value_and_grad = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         self._quotients = jax.jit(self.quotients)
 
     def run(self, arrays: list[Array], choice: Mapping[str, Array] | None) -> tuple:
-        """Output times ``[*batch, size, n]``, and what the layers did."""
+        """What is read of the outputs, and what the layers did."""
         *leaves, times = arrays
         variables = {**self.variables, "params": self.treedef.unflatten(leaves)}
         if self.spikes.by_source is None:
@@ -412,33 +422,28 @@ class _Problem:
             simulated=True,
             gradient=gradient,
         )
-        if not isinstance(outputs, Spikes):
+        values = self.read(outputs)
+        if not isinstance(values, Array):
             raise TypeError(
-                f"{type(self.model).__name__} returned {type(outputs).__name__},"
-                " expected Spikes; check the part of the model that does, and read it"
-                " out afterwards."
+                f"{type(self.model).__name__} returned {type(outputs).__name__} and"
+                f" read made {type(values).__name__} of it, expected an array; pass a"
+                " read such as lambda outputs: outputs.first()."
             )
-        by_source = outputs.by_source
-        n = outputs.time.shape[-1] if by_source is None else by_source.shape[-1]
         for name, layer in self.layers.items():
             kept = [spikes.times(layer.max_spikes) for spikes in seen[name]["kept"]]
             count = [spikes.count() for spikes in seen[name]["spikes"]]
             slope = list(seen[name]["slope"])
             seen[name] = {"kept": kept, "count": count, "slope": slope}
-        return outputs.times(n), seen
+        return values, seen
 
     def loss(
         self, arrays: list[Array], choice: Mapping[str, Array] | None
     ) -> tuple[Array, tuple]:
-        """A sum of sines of the output times, in units of the membrane's time."""
-        times, seen = self.run(arrays, choice)
-        finite = times < NO_TIME
-        weight = jnp.asarray(self.weight, times.dtype)
-        angle = jnp.where(finite, times, 0) * (2 / self.scale)
-        angle += jnp.asarray(self.phase, times.dtype)
-        value = jnp.sum(jnp.where(finite, weight * jnp.sin(angle), 0))
-        pull = jnp.where(finite, weight * jnp.cos(angle) * (2 / self.scale), 0)
-        return value, lax.stop_gradient((times, pull, seen))
+        """A weighted sum of what is read of the outputs; what is missing adds 0."""
+        values, seen = self.run(arrays, choice)
+        weight = jnp.asarray(self.weight, values.dtype)
+        value = jnp.sum(weight * jnp.where(values == NO_TIME, 0, values))
+        return value, lax.stop_gradient((values, seen))
 
     def gradient(
         self, choice: Mapping[str, int] | None, arrays: list[Array] | None = None
@@ -446,12 +451,12 @@ class _Problem:
         """Loss and gradients, with a method chosen for each layer or its own."""
         arrays = self.arrays if arrays is None else arrays
         result = self._value_and_grad(arrays, choice)
-        (value, (outputs, pull, seen)), grads = jax.tree.map(np.asarray, result)
+        (value, (outputs, seen)), grads = jax.tree.map(np.asarray, result)
         kept, count, slope = (
             {name: found[key] for name, found in seen.items()}
             for key in ("kept", "count", "slope")
         )
-        return _Result(float(value), grads, outputs, pull, kept, count, slope)
+        return _Result(float(value), grads, outputs, kept, count, slope)
 
     @property
     def own(self) -> dict[str, int]:
@@ -486,7 +491,7 @@ class _Problem:
 
         def move(h: Array) -> tuple:
             moved = [a + h * d for a, d in zip(arrays, direction, strict=True)]
-            value, (_, _, seen) = self.loss(moved, None)
+            value, (_, seen) = self.loss(moved, None)
             return value, {name: found["kept"] for name, found in seen.items()}
 
         def at(h: Array) -> tuple:
@@ -515,6 +520,27 @@ class _Problem:
             if jax.tree_util.keystr(path[-1:], simple=True) == "time":
                 start = max(start, float(np.max(leaf)))
         return np.isfinite(times) & (times > start + 1e-2 * self.fast)
+
+
+def _read(outputs: Any) -> Array:
+    """What is checked if the user does not choose: all there is to tell."""
+    if isinstance(outputs, Spikes):
+        by_source = outputs.by_source
+        n = outputs.time.shape[-1] if by_source is None else by_source.shape[-1]
+        return outputs.times(n)
+    if not isinstance(outputs, Trace):
+        raise TypeError(
+            f"the model returned {type(outputs).__name__}, expected Spikes or a Trace;"
+            " pass what to read of it as an array: read=lambda outputs: ..."
+        )
+    # Voltages at fixed times would change with a delay, so these go with the inputs.
+    times = outputs.inputs.time
+    exists = times < NO_TIME
+    count = jnp.maximum(jnp.sum(exists, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(exists, times, 0), axis=-1, keepdims=True) / count
+    later = outputs.neuron.tau_mem * jnp.asarray([0.0, 0.5, 1.0, 2.0], mean.dtype)
+    highest = outputs.maximum().value[..., None]
+    return jnp.concatenate([highest, outputs.voltage(mean + later)], axis=-1)
 
 
 def _changes(moved: list[Array], kept: list[Array]) -> tuple[Array, ...]:
@@ -619,17 +645,21 @@ def _delay(problem: _Problem, own: _Result, tolerance: float) -> tuple[float, st
     with_delay = problem.gradient(problem.own, [*leaves, times + shift])
     before, after = own.outputs, with_delay.outputs
     same = np.isfinite(before) == np.isfinite(after)
-    gap = np.where(np.isfinite(before) & same, after, shift) - shift
-    gap -= np.where(np.isfinite(before) & same, before, 0)
-    if not same.all() or np.abs(gap).max(initial=0) > tolerance * shift:
+    before, after = (
+        np.where(same & np.isfinite(before), x, 0) for x in (before, after)
+    )
+    # Times move with the inputs, other values not at all.
+    moves = np.abs(after - before) > 0.5 * shift
+    gap = np.abs(after - before - shift * moves)
+    if not same.all() or (gap > tolerance * (shift + np.abs(before))).any():
         return math.nan, (
             "delay identity: the outputs depend on absolute time, as with a spike at a"
             " fixed time, a leak over the threshold or a given state."
         )
+    given, found = np.where(moves, problem.weight, 0), own.grads[-1]
     batch = problem.spikes.time.ndim - 1
-    if own.pull.shape[:batch] != problem.spikes.time.shape[:-1]:
+    if given.shape[:batch] != problem.spikes.time.shape[:-1]:
         batch = 0
-    given, found = own.pull, own.grads[-1]
     axes_in, axes_out = (tuple(range(batch, x.ndim)) for x in (found, given))
     scale = np.abs(found).sum(axes_in) + np.abs(given).sum(axes_out)
     error = np.abs(found.sum(axes_in) - given.sum(axes_out))

@@ -49,7 +49,7 @@ def crossing_time(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
     Returns:
       The time in ``[0, dt]``; without meaning where the voltage does not cross.
     """
-    if neuron.tau_mem == 2 * neuron.tau_syn:
+    if neuron.twofold:
         wait = -neuron.tau_mem * jnp.log1p(-_parabola(neuron, v, i))
         if neuron.fires_unprompted:
             # Long waits, for the leak to overcome the current: x = 1 - y is tiny, and
@@ -79,26 +79,26 @@ def _iterate(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
     """Repeats `_parabola` to convergence, inside a bracket of the crossing."""
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
     dtype = jnp.result_type(v, i)
-    fast = min(tau_mem, tau_syn)
+    fast = jnp.minimum(tau_mem, tau_syn)
     # A parabola's step of h leaves an error of order h^3, over the distance to the peak;
     # a bisection's, of order h.
     eps = float(jnp.finfo(dtype).eps)
     enough, exact = 0.2 * fast * eps**0.5, 4 * fast * eps
     # The crossing is before the end and, if there is a peak, before the peak. Should
     # the interval be endless, 200 time constants outlast every float.
-    longest = 200 * max(tau_mem, tau_syn)
+    longest = 200 * jnp.maximum(tau_mem, tau_syn)
     high = jnp.minimum(jnp.asarray(dt, dtype), longest)
     has_peak = (drive(neuron, v, i) > 0) & (i > 0)
     phase = peak_phase(neuron, v, i)
     high = jnp.where(has_peak, jnp.minimum(high, tau_syn * phase), high)
     high = jnp.broadcast_to(high, v.shape)
-    low = first = jnp.zeros_like(high)
-    if not neuron.fires_unprompted:
-        # The parabola that has the same peak and the same start is a good first guess.
-        peak = neuron.v_leak + i * jnp.exp(-phase)
-        share = (peak - neuron.v_th) / jnp.where(peak > v, peak - v, 1)
-        guess = tau_syn * phase * (1 - jnp.sqrt(jnp.clip(share, 0, 1)))
-        first = jnp.where(has_peak, jnp.minimum(guess, high), first)
+    low = jnp.zeros_like(high)
+    # The parabola that has the same peak and the same start is a good first guess.
+    peak = neuron.v_leak + i * jnp.exp(-phase)
+    share = (peak - neuron.v_th) / jnp.where(peak > v, peak - v, 1)
+    guess = tau_syn * phase * (1 - jnp.sqrt(jnp.clip(share, 0, 1)))
+    concave = has_peak & (neuron.v_leak <= neuron.v_th)
+    first = jnp.where(concave, jnp.minimum(guess, high), jnp.zeros_like(high))
 
     def advance(carry: tuple) -> tuple:
         count, low, high, t, _ = carry

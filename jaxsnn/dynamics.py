@@ -17,19 +17,27 @@ that of an input's time is its derivative :math:`\dot k`; see `jaxsnn.eventprop`
 """
 
 import dataclasses
-import math
 import numbers
-from typing import NamedTuple, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Time = Array | float
+Parameter = Array | float
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Neuron:
     r"""Parameters of a leaky integrate-and-fire neuron with exponential synapses.
+
+    A number is a constant, known when a program is compiled: closed forms that hold at
+    some ratios only can be chosen then. An array, of one entry per neuron or of none,
+    is a variable, to which gradients flow; arrays are the leaves of this pytree.
 
     Attributes:
       tau_mem: membrane time constant in seconds.
@@ -39,42 +47,86 @@ class Neuron:
       v_reset: voltage right after a spike, below `v_th`.
     """
 
-    tau_mem: float = 10e-3
-    tau_syn: float = 5e-3
-    v_th: float = 1.0
-    v_leak: float = 0.0
-    v_reset: float = 0.0
+    tau_mem: Parameter = 10e-3
+    tau_syn: Parameter = 5e-3
+    v_th: Parameter = 1.0
+    v_leak: Parameter = 0.0
+    v_reset: Parameter = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        """Checks the ranges of what is known."""
+        known = {
+            name: np.asarray(value)
+            for name, value in vars(self).items()
+            if not isinstance(value, jax.core.Tracer)
+        }
+        for name, value in known.items():
+            if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
                 raise ValueError(
-                    f"{field.name} is {value!r}, expected a finite number. (It is a"
-                    " constant; gradients do not flow to it.)"
+                    f"{name} is {getattr(self, name)!r}, expected a finite number, or"
+                    " an array of one per neuron."
                 )
         for name in ("tau_mem", "tau_syn"):
-            if getattr(self, name) <= 0:
+            if name in known and (known[name] <= 0).any():
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, expected a positive time in"
                     " seconds, such as 10e-3."
                 )
-        if self.v_reset >= self.v_th:
+        if {"v_reset", "v_th"} <= known.keys() and (
+            known["v_reset"] >= known["v_th"]
+        ).any():
             raise ValueError(
                 f"v_reset is {self.v_reset} and v_th is {self.v_th}; v_reset must be"
                 " below v_th, or a spike would never end."
             )
 
-    @property
-    def fires_unprompted(self) -> bool:
-        """Whether the leak alone drives the neuron over its threshold."""
-        return self.v_leak > self.v_th
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+        """Arrays are leaves; numbers are static."""
+        fields = vars(self).items()
+        static = tuple((n, float(v) if _constant(v) else None) for n, v in fields)
+        return tuple(v for _, v in fields if not _constant(v)), static
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves: Iterable[Any]) -> Self:
+        """Rebuilds unchecked: JAX passes placeholders too."""
+        self, leaves = object.__new__(cls), iter(leaves)
+        for name, value in static:
+            object.__setattr__(self, name, next(leaves) if value is None else value)
+        return self
+
+    def over(self, *axes: int) -> Self:
+        """Inserts axes into the arrays, to meet values with axes beside the neurons'."""
+        return jax.tree.map(lambda x: jnp.expand_dims(x, axes) if x.ndim else x, self)
 
     @property
-    def v_start(self) -> float:
+    def twofold(self) -> bool:
+        """Whether ``tau_mem = 2 tau_syn``, where spike times are closed forms."""
+        tau_mem, tau_syn = self.tau_mem, self.tau_syn
+        constant = _constant(tau_mem) and _constant(tau_syn)
+        return constant and tau_mem == 2 * tau_syn
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all neurons have the same time constants, known beforehand."""
+        return _constant(self.tau_mem) and _constant(self.tau_syn)
+
+    @property
+    def fires_unprompted(self) -> bool:
+        """Whether the leak alone may drive a neuron over its threshold."""
+        if any(isinstance(v, jax.core.Tracer) for v in (self.v_leak, self.v_th)):
+            return True
+        return bool(np.any(np.asarray(self.v_leak) > np.asarray(self.v_th)))
+
+    @property
+    def v_start(self) -> Parameter:
         """Voltage at the start of a run: at rest, or just reset if rest is firing."""
-        return self.v_reset if self.fires_unprompted else self.v_leak
+        if _constant(self.v_leak) and _constant(self.v_th):
+            return self.v_reset if self.v_leak > self.v_th else self.v_leak
+        return jnp.where(self.v_leak > self.v_th, self.v_reset, self.v_leak)
+
+
+def _constant(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def psp(neuron: Neuron, dt: Time) -> Array:
@@ -84,15 +136,32 @@ def psp(neuron: Neuron, dt: Time) -> Array:
     textbook difference of exponentials cancels. Never overflows; ``k(inf) = 0``.
     """
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
-    if tau_mem == 2 * tau_syn:  # The commonest ratio costs one exponential.
+    if neuron.twofold:  # The commonest ratio costs one exponential.
         decay = jnp.exp(-dt / tau_mem)
         return decay - decay * decay
+    if not neuron.uniform:
+        # Symmetric in both rates, and smooth where they are equal.
+        dt = jnp.minimum(dt, 800 * jnp.maximum(tau_mem, tau_syn))
+        slow = dt / jnp.maximum(tau_mem, tau_syn)
+        fast = dt / jnp.minimum(tau_mem, tau_syn)
+        return dt / tau_mem * jnp.exp(-slow) * _mean_decay(fast - slow)
     if tau_mem == tau_syn:
         phase = jnp.minimum(dt / tau_mem, 800.0)  # inf * exp(-inf) would be NaN.
         return phase * jnp.exp(-phase)
     slow, fast = max(tau_mem, tau_syn), min(tau_mem, tau_syn)
     gain = tau_syn / (slow - fast)
     return -gain * jnp.exp(-dt / slow) * jnp.expm1(-dt * ((slow - fast) / slow / fast))
+
+
+def _mean_decay(x: Array) -> Array:
+    r"""Mean of :math:`e^{-s}` over :math:`s \in [0, x]`, with all its derivatives."""
+    small = x < 0.5
+    # The quotient's derivative cancels for small x; there, the Taylor series.
+    near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
+    series = jnp.ones_like(x)
+    for n in range(16, 1, -1):
+        series = 1 - near / n * series
+    return jnp.where(small, series, -jnp.expm1(-far) / far)
 
 
 def psp_slope(neuron: Neuron, dt: Time) -> Array:
@@ -117,6 +186,8 @@ class Flow(NamedTuple):
     def over(cls, neuron: Neuron, dt: Time) -> Self:
         """The flow over an interval of length `dt`."""
         decay = jnp.exp(-dt / neuron.tau_mem)
+        if neuron.twofold:
+            return cls(decay, decay - decay * decay, decay * decay)
         return cls(decay, psp(neuron, dt), jnp.exp(-dt / neuron.tau_syn))
 
     def advance(self, neuron: Neuron, v: Array, i: Array) -> tuple[Array, Array]:
@@ -145,7 +216,7 @@ def peaks_above(neuron: Neuron, v: Array, i: Array) -> Array:
     cancel. Meaningful only where ``drive > 0`` and ``i > 0``.
     """
     needed = neuron.v_th - neuron.v_leak
-    if neuron.tau_mem == 2 * neuron.tau_syn:  # q^2 = (1 + u)^2 / 4
+    if neuron.twofold:  # q^2 = (1 + u)^2 / 4
         total = i + (v - neuron.v_leak)
         return total * total > 4 * needed * i
     return i * jnp.exp(-peak_phase(neuron, v, i)) > needed
@@ -155,6 +226,9 @@ def peak_phase(neuron: Neuron, v: Array, i: Array) -> Array:
     r"""Time of the maximum of `peaks_above`, in units of :math:`\tau_s`."""
     rise = drive(neuron, v, i) / jnp.where(i > 0, i, 1)  # 1 - u, positive if rising
     epsilon = 1 - neuron.tau_syn / neuron.tau_mem
-    if epsilon == 0:
+    if neuron.uniform and epsilon == 0:
         return rise
-    return -jnp.log1p(jnp.maximum(-epsilon * rise, -1)) / epsilon
+    safe = jnp.where(epsilon == 0, 1, epsilon)
+    return jnp.where(
+        epsilon == 0, rise, -jnp.log1p(jnp.maximum(-epsilon * rise, -1)) / safe
+    )

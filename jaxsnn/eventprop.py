@@ -21,14 +21,19 @@ spiking neural networks <https://doi.org/10.1038/s41598-021-91786-z>`_, Sci. Rep
 12829 (2021), state it with adjoint ODEs; for this neuron those have the solution above.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsnn.dynamics import Neuron, psp, psp_slope
-from jaxsnn.record import Places, Record, State, elapsed
+from jaxsnn.record import (
+    Places,
+    Record,
+    State,
+    elapsed,
+    start_of_run,
+    threshold_gap,
+)
 from jaxsnn.spikes import NO_TIME, Spikes
 
 
@@ -41,8 +46,8 @@ def eventprop(
 ) -> Array:
     """Returns the record's spike times, with their exact gradient attached.
 
-    Gradients flow to the kernel, to the times of the inputs, and to the voltage and
-    current of `start`. They are those of the spikes that did occur: that a spike
+    Gradients flow to the kernel, to the times of the inputs, to the voltage and current
+    of `start`, and to the arrays in `neuron`. They are those of the spikes that did occur: that a spike
     appears or disappears as a weight changes is a jump that no gradient sees. Silent
     neurons get a gradient of zero. The backward pass keeps events, not voltages.
     Reverse mode, first order; `jaxsnn.analytic.analytic` has the rest.
@@ -60,20 +65,26 @@ def eventprop(
     return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@jax.custom_vjp
 def _attach(neuron, kernel, inputs, start, record):
     del neuron, kernel, inputs, start
     return record.times
 
 
 def _attach_fwd(neuron, kernel, inputs, start, record):
-    del neuron
-    return record.times, (kernel, inputs, start, record)
+    return record.times, (neuron, kernel, inputs, start, record)
 
 
-def _attach_bwd(neuron, residuals, grad_times):
-    kernel, inputs, start, record = residuals
+def _attach_bwd(residuals, grad_times):
+    neuron, kernel, inputs, start, record = residuals
     mu = _multipliers(neuron, record, grad_times)
+
+    def gap(neuron: Neuron) -> Array:
+        opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
+        return threshold_gap(neuron, kernel, inputs, opening, record.times)
+
+    # Numbers are no leaves: for a neuron of numbers, there is nothing to do here.
+    grad_neuron = jax.vjp(gap, neuron)[1](-mu)[0] if jax.tree.leaves(neuron) else neuron
     # [n, batch, neurons]: the spikes of each neuron, against the inputs' events.
     times, mu = jnp.moveaxis(record.times, -1, 0), jnp.moveaxis(mu, -1, 0)
     places = Places.of(inputs)
@@ -91,7 +102,7 @@ def _attach_bwd(neuron, residuals, grad_times):
         to_v = jnp.where(after, -mu * jnp.exp(-dt / neuron.tau_mem), 0)
         to_i = jnp.where(after, -mu * psp(neuron, dt), 0)
         grad_start = State(jnp.sum(to_v, 0), jnp.sum(to_i, 0), None, None)
-    grads = (grad_kernel.astype(kernel.dtype), grad_inputs, grad_start)
+    grads = (grad_neuron, grad_kernel.astype(kernel.dtype), grad_inputs, grad_start)
     return *jax.tree.map(_first_order, grads), None
 
 
@@ -135,7 +146,9 @@ def _pull_back(
     count = places.time.shape[-1]
     by_source = places.source.ndim == 1
 
-    def adjoint(time: Array, times: Array, mu: Array) -> tuple[Array, Array]:
+    def adjoint(
+        time: Array, times: Array, mu: Array, neuron: Neuron = neuron
+    ) -> tuple[Array, Array]:
         """The adjoint current at an event, and its derivative."""
         dt, after = elapsed(times, time)
         at_event = jnp.where(after, -mu * psp(neuron, dt), 0)
@@ -147,7 +160,9 @@ def _pull_back(
 
         def sample(total: Array, each: tuple[Array, ...]) -> tuple[Array, Array]:
             time, times, mu = each
-            at_event, slope = adjoint(time, times[..., None], mu[..., None])
+            at_event, slope = adjoint(
+                time, times[..., None], mu[..., None], neuron.over(-1)
+            )
             pull = jnp.sum(weights * jnp.sum(slope, axis=0), axis=0)
             return total + jnp.sum(at_event, axis=0), pull
 
@@ -186,8 +201,8 @@ def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
     if grad.shape[-1] == 1:
         return grad * inverse
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
-    gap, both = elapsed(record.times[..., 1:], record.times[..., :-1])
-    decay = jnp.where(both, jnp.exp(-gap / neuron.tau_mem), 0)
+    wait, both = elapsed(record.times[..., 1:], record.times[..., :-1])
+    decay = jnp.where(both, jnp.exp(-wait / neuron.over(-1).tau_mem), 0)
     decay = jnp.concatenate([decay, jnp.zeros_like(decay[..., :1])], axis=-1)
 
     def step(later: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:

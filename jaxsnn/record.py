@@ -16,10 +16,11 @@ simulation, another simulator, or a chip.
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsnn.dynamics import Neuron, Time, drive, psp
+from jaxsnn.dynamics import Neuron, Parameter, Time, drive, psp
 from jaxsnn.spikes import NO_TIME, Spikes
 
 
@@ -70,7 +71,7 @@ def at_rest(neuron: Neuron, batch: int, neurons: int, dtype) -> State:
     """State at the beginning of a run, at time 0."""
     shape = (batch, neurons)
     return State(
-        v=jnp.full(shape, neuron.v_start, dtype),
+        v=jnp.broadcast_to(jnp.asarray(neuron.v_start, dtype), shape),
         i=jnp.zeros(shape, dtype),
         time=jnp.zeros(batch, dtype),
         count=jnp.zeros(shape, jnp.int32),
@@ -84,7 +85,8 @@ def slope_at_threshold(neuron: Neuron, i: Array) -> Array:
     error is what a grazing spike gets, so that its gradient is huge but finite.
     """
     slope = drive(neuron, jnp.asarray(neuron.v_th, i.dtype), i)
-    error = jnp.finfo(i.dtype).eps * (jnp.abs(i) + abs(neuron.v_th - neuron.v_leak))
+    scale = jnp.abs(i) + jnp.abs(neuron.v_th - neuron.v_leak)
+    error = jnp.finfo(i.dtype).eps * scale
     return jnp.maximum(slope, error) / neuron.tau_mem
 
 
@@ -165,7 +167,8 @@ def current(
     if start is None:
         return total
     dt, after = elapsed(at, start.time[:, None, None])
-    return total + jnp.where(after, start.i[..., None] * decay(dt), 0)
+    decayed = start.i[..., None] * jnp.exp(-dt / neuron.over(-1).tau_syn)
+    return total + jnp.where(after, decayed, 0)
 
 
 def free_voltage(
@@ -173,11 +176,31 @@ def free_voltage(
 ) -> Array:
     """Voltage at the neurons' own times, as if they did not spike after `start`."""
     total = respond(lambda dt: psp(neuron, dt), kernel, inputs, at)
+    each = neuron.over(-1)
     if start is not None:
         dt, after = elapsed(at, start.time[:, None, None])
-        v = (start.v - neuron.v_leak)[..., None] * jnp.exp(-dt / neuron.tau_mem)
-        total += jnp.where(after, v + start.i[..., None] * psp(neuron, dt), 0)
-    return neuron.v_leak + total
+        v = (start.v[..., None] - each.v_leak) * jnp.exp(-dt / each.tau_mem)
+        total += jnp.where(after, v + start.i[..., None] * psp(each, dt), 0)
+    return each.v_leak + total
+
+
+def threshold_gap(
+    neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, times: Array
+) -> Array:
+    """Voltage over threshold at the neurons' own spikes, were each not to spike there.
+
+    It is 0 by definition. What matters are its derivatives by all but the last
+    argument: those of the voltage at a spike while all spikes stay where they are.
+    """
+    gap = free_voltage(neuron, kernel, inputs, start, times)
+    if not jax.tree.leaves(neuron):
+        return gap  # Short of a constant.
+    each = neuron.over(-1)
+    dt, after = elapsed(times[..., :, None], times[..., None, :])
+    after &= jnp.tri(times.shape[-1], k=-1, dtype=bool)
+    decay = jnp.where(after, jnp.exp(-dt / each.over(-1).tau_mem), 0)
+    resets = (each.v_th - each.v_reset) * jnp.sum(decay, axis=-1)
+    return gap - resets - each.v_th
 
 
 def state_after(
@@ -202,27 +225,29 @@ def state_after(
     start = at_rest(neuron, batch, neurons, times.dtype) if start is None else start
     end = jnp.maximum(jnp.asarray(until, times.dtype), start.time)
 
-    def remains(tau: float, since: Array) -> Array:
+    def remains(tau: Parameter, since: Array) -> Array:
         before = since < _like(end, since)
         dt = jnp.where(before, _like(end, since) - jnp.where(before, since, 0), 0)
         return jnp.where(before, jnp.exp(-dt / tau), 0)
 
-    places = Places.of(inputs)
-    arrived = places.time < end[:, None]
-    dt = jnp.where(arrived, end[:, None] - jnp.where(arrived, places.time, 0), 0)
-    size = kernel.shape[0]
-    to_i = places.per_source(remains(neuron.tau_syn, places.time), size)
-    to_v = places.per_source(jnp.where(arrived, psp(neuron, dt), 0), size)
-    i = to_i @ kernel + start.i * remains(neuron.tau_syn, start.time)[:, None]
-    dt = jnp.maximum(end - start.time, 0)[:, None]
-    resets = jnp.sum(remains(neuron.tau_mem, times), axis=-1)
-    v = (
-        neuron.v_leak
-        + to_v @ kernel
-        + (start.v - neuron.v_leak) * jnp.exp(-dt / neuron.tau_mem)
-        + start.i * psp(neuron, dt)
-        - (neuron.v_th - neuron.v_reset) * resets
-    )
+    if neuron.uniform:
+        places = Places.of(inputs)
+        arrived = places.time < end[:, None]
+        dt = jnp.where(arrived, end[:, None] - jnp.where(arrived, places.time, 0), 0)
+        size = kernel.shape[0]
+        to_i = places.per_source(remains(neuron.tau_syn, places.time), size)
+        to_v = places.per_source(jnp.where(arrived, psp(neuron, dt), 0), size)
+        dt = jnp.maximum(end - start.time, 0)[:, None]
+        i = to_i @ kernel + start.i * jnp.exp(-dt / neuron.tau_syn)
+        v = to_v @ kernel + (start.v - neuron.v_leak) * jnp.exp(-dt / neuron.tau_mem)
+        v += neuron.v_leak + start.i * psp(neuron, dt)
+    else:
+        at = jnp.broadcast_to(end[:, None, None], (batch, neurons, 1))
+        before = inputs.window(-NO_TIME, end[:, None])
+        i = current(neuron, kernel, before, start, at)[..., 0]
+        v = free_voltage(neuron, kernel, before, start, at)[..., 0]
+    resets = jnp.sum(remains(neuron.over(-1).tau_mem, times), axis=-1)
+    v -= (neuron.v_th - neuron.v_reset) * resets
     spikes = jnp.sum(times < NO_TIME, axis=-1, dtype=jnp.int32)
     return State(v, i, end, start.count + spikes)
 
@@ -252,9 +277,10 @@ def explain(
     """
     start = start_of_run(neuron, start, times.shape[0], times.shape[1], times.dtype)
     i = current(neuron, kernel, inputs, start, times)
-    rising = i > neuron.v_th - neuron.v_leak
+    each = neuron.over(-1)
+    rising = i > each.v_th - each.v_leak
     spiked = times < NO_TIME
-    slope = jnp.where(spiked & rising, slope_at_threshold(neuron, i), jnp.inf)
+    slope = jnp.where(spiked & rising, slope_at_threshold(each, i), jnp.inf)
     unexplained = jnp.sum(spiked & ~rising, axis=(1, 2), dtype=jnp.int32)
     return Record(times, slope), unexplained
 

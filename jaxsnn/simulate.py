@@ -20,7 +20,7 @@ from jaxsnn.record import Record, State, at_rest, slope_at_threshold, start_of_r
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes
 
 
-@functools.partial(jax.jit, static_argnames=("neuron", "max_spikes", "chunk"))
+@functools.partial(jax.jit, static_argnames=("max_spikes", "chunk"))
 def simulate(
     neuron: Neuron,
     kernel: Array,
@@ -76,6 +76,7 @@ def simulate(
 
     # Neurons and samples are lanes alike; vector units want the longer axis last.
     wide = neurons >= batch
+    each = neuron if wide else neuron.over(-1)
     columns = kernel.T
 
     def lanes(x: Array) -> Array:
@@ -95,8 +96,10 @@ def simulate(
         return kernel[row] if wide else columns[:, row]
 
     # All that transcendental functions have to do here is done before the loop.
-    interval = Flow.over(neuron, length.T)
-    lasts = length.T > 0
+    # (With a time constant of its own for each neuron, that is not possible.)
+    interval = Flow.over(neuron, length.T) if neuron.uniform else None
+    length_t = length.T
+    lasts = length_t > 0
     index_t = index.T
     count_before = lanes(start.count)
     # A neuron walks from event number `resume` on. One that waits for its spike to be
@@ -107,10 +110,13 @@ def simulate(
         """Takes the neurons that walk through one event and the interval after it."""
         k, v, i, resume = carry
         row = index_t[k]
-        over = Flow(*(per_sample(factor[k]) for factor in interval))
+        if interval is None:
+            over = Flow.over(each, per_sample(length_t[k]))
+        else:
+            over = Flow(*(per_sample(factor[k]) for factor in interval))
         i = jnp.where(resume <= k, i + spread_rows(row), i)
-        v_end, i_end = over.advance(neuron, v, i)
-        stops = crosses(neuron, v, i, v_end, i_end) & per_sample(lasts[k])
+        v_end, i_end = over.advance(each, v, i)
+        stops = crosses(each, v, i, v_end, i_end) & per_sample(lasts[k])
         resume = jnp.where((resume <= k) & stops, waiting + k, resume)
         # In this form, all of it compiles to one pass over the lanes.
         return (
@@ -128,9 +134,9 @@ def simulate(
         begin = jnp.where(waits, jnp.maximum(begin, at_place(left, place)), 0)
         dt = jnp.where(waits, at_place(right, place) - begin, 0)
         # The others are put on the threshold, where the solver is done at once.
-        wait = crossing_time(neuron, jnp.where(waits, v, neuron.v_th), i, dt)
-        i_at = i * jnp.exp(-wait / neuron.tau_syn)
-        rising = slope_at_threshold(neuron, i_at)
+        wait = crossing_time(each, jnp.where(waits, v, each.v_th), i, dt)
+        i_at = i * jnp.exp(-wait / each.tau_syn)
+        rising = slope_at_threshold(each, i_at)
         begin += wait
         if chunk == slots:  # Every neuron that waits does so for this same spike.
             times = times.at[number].set(jnp.where(waits, begin, NO_TIME))
@@ -144,9 +150,10 @@ def simulate(
         if max_spikes == 1:  # All that were waiting are done now.
             return v, i, jnp.where(waits, never, resume), begin, count, times, slope
         dt = jnp.where(dt > wait, dt - wait, 0)
-        v_end, i_end = flow(neuron, jnp.asarray(neuron.v_reset, dtype), i_at, dt)
-        again = (dt > 0) & crosses(neuron, neuron.v_reset, i_at, v_end, i_end)
-        v = jnp.where(waits, jnp.where(again, neuron.v_reset, v_end), v)
+        v_reset = jnp.asarray(each.v_reset, dtype)
+        v_end, i_end = flow(each, v_reset, i_at, dt)
+        again = (dt > 0) & crosses(each, v_reset, i_at, v_end, i_end)
+        v = jnp.where(waits, jnp.where(again, v_reset, v_end), v)
         i = jnp.where(waits, jnp.where(again, i_at, i_end), i)
         resume = jnp.where(waits & ~again, place + 1, resume)
         resume = jnp.where(count < max_spikes, resume, never)
