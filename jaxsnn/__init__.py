@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxsnn.capacity import require_no_overflow as require_no_overflow
     from jaxsnn.capacity import suggest_capacity as suggest_capacity
     from jaxsnn.certificate import check_gradients as check_gradients
+    from jaxsnn.silence import why_silent as why_silent
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ _LAZY = {
     "check_gradients": "jaxsnn.certificate",
     "require_no_overflow": "jaxsnn.capacity",
     "suggest_capacity": "jaxsnn.capacity",
+    "why_silent": "jaxsnn.silence",
 }
 
 

@@ -18,17 +18,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsnn.dynamics import Neuron
+from jaxsnn.dynamics import Neuron, psp_slope
 from jaxsnn.record import (
     Record,
+    Recurrent,
     State,
+    arrived,
     current,
     elapsed,
+    feedback,
     slope_at_threshold,
     start_of_run,
+    synaptic_decay,
     threshold_gap,
 )
-from jaxsnn.spikes import NO_TIME, Spikes
+from jaxsnn.spikes import NO_TIME, Spikes, argsort_times
 
 
 def analytic(
@@ -37,32 +41,42 @@ def analytic(
     inputs: Spikes,
     start: State | None,
     record: Record,
+    recurrent: Recurrent | None = None,
 ) -> Array:
     """Returns the record's spike times, with derivatives of every order attached.
 
     Same arguments and same promise as `jaxsnn.eventprop.eventprop`.
     """
-    return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
+    record = lax.stop_gradient(record)
+    return _attach(neuron, kernel, inputs, start, recurrent, record)
 
 
 @jax.custom_jvp
-def _attach(neuron, kernel, inputs, start, record):
-    del neuron, kernel, inputs, start
+def _attach(neuron, kernel, inputs, start, recurrent, record):
+    del neuron, kernel, inputs, start, recurrent
     return record.times
 
 
 @_attach.defjvp
 def _attach_jvp(primals, tangents):
-    neuron, kernel, inputs, start, record = primals
+    neuron, kernel, inputs, start, recurrent, record = primals
     times = _attach(*primals)  # Differentiable, for the next order.
 
-    def gap(neuron, kernel, inputs, start):
+    def gap(neuron, kernel, inputs, start, recurrent):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
-        return threshold_gap(neuron, kernel, inputs, opening, times)
+        return threshold_gap(neuron, kernel, inputs, opening, times, recurrent)
 
-    _, change = jax.jvp(gap, primals[:4], tangents[:4])
-    spiked = times < NO_TIME
-    slope = _attach_slope(neuron, kernel, inputs, start, times, record.slope)
+    _, change = jax.jvp(gap, primals[:5], tangents[:5])
+    slope = _attach_slope(*primals[:5], times, record.slope)
+    solve = _solve_own if recurrent is None else _solve_coupled
+    dt = solve(neuron, times, change, slope, recurrent)
+    # The mask also keeps out what a loss may return for a time of inf.
+    return times, jnp.where(times < NO_TIME, dt, 0)
+
+
+def _solve_own(neuron, times, change, slope, recurrent):
+    """Changes of the spike times, where a neuron's spikes depend on its own only."""
+    del recurrent
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
     wait, both = elapsed(times[..., 1:], times[..., :-1])
     decay = jnp.where(both, jnp.exp(-wait / neuron.over(-1).tau_mem), 0)
@@ -76,29 +90,63 @@ def _attach_jvp(primals, tangents):
 
     spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (change, slope, decay))
     _, dt = lax.scan(step, jnp.zeros_like(times[..., 0]), spikes)
-    # The mask also keeps out what a loss may return for a time of inf.
-    return times, jnp.where(spiked, jnp.moveaxis(dt, 0, -1), 0)
+    return jnp.moveaxis(dt, 0, -1)
+
+
+def _solve_coupled(neuron, times, change, slope, recurrent):
+    """Changes of the spike times, one spike after the other, first to last."""
+    batch, neurons, n = times.shape
+    rows = jnp.arange(batch)
+    delay = jnp.broadcast_to(recurrent.delay, recurrent.kernel.shape)
+    tau_mem, tau_syn, jump = (
+        jnp.broadcast_to(jnp.asarray(x, times.dtype), (neurons,))
+        for x in (neuron.tau_mem, neuron.tau_syn, neuron.v_th - neuron.v_reset)
+    )
+
+    def step(changes: Array, place: Array) -> tuple[Array, None]:
+        target, slot = jnp.divmod(place, n)
+        at = times[rows, target, slot]
+        since = delay[:, target].T[..., None]
+        dt, after = arrived(at[:, None, None], times, since)
+        one = neuron
+        if jax.tree.leaves(neuron):
+            one = Neuron(tau_mem[target][:, None, None], tau_syn[target][:, None, None])
+        heard = jnp.where(after, psp_slope(one, dt), 0) * changes
+        heard = jnp.sum(recurrent.kernel[:, target].T[..., None] * heard, axis=(1, 2))
+        dt, after = arrived(at[:, None], times[rows, target], 0.0)
+        decay = jnp.where(after, jnp.exp(-dt / tau_mem[target][:, None]), 0)
+        own = jnp.sum(changes[rows, target] * decay, axis=-1)
+        own *= (jump / tau_mem)[target]
+        each = heard + own - change[rows, target, slot]
+        each = each / slope[rows, target, slot]
+        each = jnp.where(at < NO_TIME, each, 0)
+        return changes.at[rows, target, slot].add(each), None
+
+    order = argsort_times(times.reshape(batch, -1))
+    return lax.scan(step, jnp.zeros_like(times), order.T)[0]
 
 
 @jax.custom_jvp
-def _attach_slope(neuron, kernel, inputs, start, times, slope):
+def _attach_slope(neuron, kernel, inputs, start, recurrent, times, slope):
     """The record's slopes, with the derivative of the current attached.
 
     The value is the record's, since a rounded spike time may coincide with an input
     that came after it.
     """
-    del neuron, kernel, inputs, start, times
+    del neuron, kernel, inputs, start, recurrent, times
     return slope
 
 
 @_attach_slope.defjvp
 def _attach_slope_jvp(primals, tangents):
-    slope = primals[5]
+    slope = primals[6]
 
-    def at_threshold(neuron, kernel, inputs, start, times):
+    def at_threshold(neuron, kernel, inputs, start, recurrent, times):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
         i = current(neuron, kernel, inputs, opening, times)
+        if recurrent is not None:
+            i += feedback(synaptic_decay, neuron, recurrent, times)
         return slope_at_threshold(neuron.over(-1), i)
 
-    _, change = jax.jvp(at_threshold, primals[:5], tangents[:5])
+    _, change = jax.jvp(at_threshold, primals[:6], tangents[:6])
     return _attach_slope(*primals), jnp.where(slope < jnp.inf, change, 0)

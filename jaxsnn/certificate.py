@@ -260,7 +260,7 @@ def check_gradients(
       read: from the model's outputs to one array, in which ``+inf`` stands for none,
         such as ``lambda trace: trace.maximum().value``. By default all spike times of
         `Spikes`; of a `Trace` the maxima, and voltages at times that go with its
-        inputs.
+        inputs; an array as it is.
       directions: random directions per array for central differences.
       seed: of the loss and of the directions.
       tolerances: what to accept.
@@ -268,8 +268,8 @@ def check_gradients(
 
     Raises:
       ValueError: a model without any `LIF`, or variables without parameters.
-      TypeError: outputs that are neither `Spikes` nor a `Trace`, without `read`; or a
-        `read` that returns no array.
+      TypeError: outputs that are neither `Spikes`, a `Trace` nor an array, and no
+        `read` that makes an array of them.
     """
     if directions < 1:
         raise ValueError(f"directions is {directions}, expected 1 or more.")
@@ -278,11 +278,11 @@ def check_gradients(
             'variables has no "params"; pass what model.init returned, such as'
             ' {"params": {"kernel": ...}}.'
         )
-    rng = np.random.default_rng(seed)
+    rng, read = np.random.default_rng(seed), read or _read
     own_dtype = np.dtype(spikes.time.dtype)
     with jax.enable_x64(True):
         wide = _cast((variables, spikes, options))
-        exact = _Problem(model, *wide, read or _read, rng)
+        exact = _Problem(model, wide[0], wide[1], wide[2], read, rng)
         by = exact.gradients()
         delay, delay_reason = _delay(exact, by["own"], tolerances.delay)
         differences = [
@@ -290,9 +290,7 @@ def check_gradients(
             for n in range(exact.n)
         ]
         rounding = _rounding(exact, by["own"], own_dtype, rng)
-    rounded = _Problem(
-        model, variables, spikes, options, read or _read, rng, like=exact
-    )
+    rounded = _Problem(model, variables, spikes, options, read, rng, like=exact)
     dtype, dtype_reason = _own_dtype(exact, rounded, by["own"])
 
     layers = tuple(_layer_check(exact, by, layer) for layer in exact.layers.values())
@@ -376,8 +374,10 @@ class _Problem:
         shape, _ = jax.eval_shape(lambda x: self.run(x, None), self.arrays)
         if like is None:
             neurons = [layer.neuron for layer in self.layers.values()]
-            self.scale = max(neuron.tau_mem for neuron in neurons)
-            self.fast = min(min(x.tau_mem, x.tau_syn) for x in neurons)
+            self.scale = max(float(np.max(x.tau_mem)) for x in neurons)
+            self.fast = min(
+                float(min(np.min(x.tau_mem), np.min(x.tau_syn))) for x in neurons
+            )
             self.weight = rng.choice([-1, 1], shape.shape) * rng.uniform(
                 0.5, 1.5, shape.shape
             )
@@ -425,9 +425,9 @@ class _Problem:
         values = self.read(outputs)
         if not isinstance(values, Array):
             raise TypeError(
-                f"{type(self.model).__name__} returned {type(outputs).__name__} and"
-                f" read made {type(values).__name__} of it, expected an array; pass a"
-                " read such as lambda outputs: outputs.first()."
+                f"{type(self.model).__name__} returned {type(outputs).__name__}, read"
+                f" as {type(values).__name__}, expected Spikes, a Trace or an array;"
+                " pass read, a function of the outputs that returns one array."
             )
         for name, layer in self.layers.items():
             kept = [spikes.times(layer.max_spikes) for spikes in seen[name]["kept"]]
@@ -523,22 +523,20 @@ class _Problem:
 
 
 def _read(outputs: Any) -> Array:
-    """What is checked if the user does not choose: all there is to tell."""
+    """What is checked if the user does not choose."""
     if isinstance(outputs, Spikes):
         by_source = outputs.by_source
         n = outputs.time.shape[-1] if by_source is None else by_source.shape[-1]
         return outputs.times(n)
     if not isinstance(outputs, Trace):
-        raise TypeError(
-            f"the model returned {type(outputs).__name__}, expected Spikes or a Trace;"
-            " pass what to read of it as an array: read=lambda outputs: ..."
-        )
+        return outputs
     # Voltages at fixed times would change with a delay, so these go with the inputs.
     times = outputs.inputs.time
     exists = times < NO_TIME
     count = jnp.maximum(jnp.sum(exists, axis=-1, keepdims=True), 1)
     mean = jnp.sum(jnp.where(exists, times, 0), axis=-1, keepdims=True) / count
-    later = outputs.neuron.tau_mem * jnp.asarray([0.0, 0.5, 1.0, 2.0], mean.dtype)
+    slow = jnp.max(outputs.neuron.tau_mem)
+    later = slow * jnp.asarray([0.0, 0.5, 1.0, 2.0], mean.dtype)
     highest = outputs.maximum().value[..., None]
     return jnp.concatenate([highest, outputs.voltage(mean + later)], axis=-1)
 

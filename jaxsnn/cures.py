@@ -1,8 +1,8 @@
 r"""What makes a silent neuron fire: cures to choose, none applied unasked.
 
-The gradient of a spike that did not happen is zero. There are four ways to put something
-in its place. `jaxsnn.losses.silence_bump` is a term of the loss that pulls at the
-weights of silent neurons; the others are here:
+The gradient of a spike that did not happen is zero. There are four ways to put
+something in its place. `jaxsnn.losses.silence_bump` is a term of the loss that pulls at
+the weights of silent neurons; the others are here:
 
 - `threshold_gap` is a loss with an exact gradient. How far the highest voltage stayed
   below the threshold is a continuous function of weights and input times, so it tells
@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxsnn.dynamics import Neuron, Time
+from jaxsnn.dynamics import Neuron, Parameter, Time
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes, _traced
 
@@ -37,14 +37,18 @@ def threshold_gap(
     .. math:: g = \left(\frac{v_\mathrm{th} - \max_{t < T} V(t)}
         {v_\mathrm{th} - v_\mathrm{leak}}\right)_+
 
-    with :math:`V` the voltage without a threshold. The gap is positive if and only if
-    the neuron is silent in a window that begins at rest, 1 if it never rose above
-    rest, and it shrinks continuously to 0 where the first spike appears. There it
-    differs from all functions of spike times. Its gradient is exact: at a peak
-    :math:`\dot V = 0`, so that it does not matter how the peak moves (the envelope
-    theorem), and :math:`\partial g / \partial w_j = -k(t^* - t_j) / (v_\mathrm{th} -
-    v_\mathrm{leak})`. A neuron that never rose above rest has a gradient of 0, and
-    needs a bump instead. First derivatives only, as in `Trace.maximum`.
+    with :math:`V` the voltage without a threshold, from rest. The gap is 1 if that
+    never rises above rest, shrinks continuously to 0 where the first spike appears, and
+    is 0 for a neuron that fires: unlike spike times, it knows how near a silent neuron
+    is to firing. Its gradient is exact, by the kernel, the input times and the neuron's
+    arrays: at a peak :math:`\dot V = 0`, so that it does not matter how the peak moves
+    (the envelope theorem), and
+
+    .. math:: \frac{\partial g}{\partial w_j} =
+        -\frac{k(t^* - t_j)}{v_\mathrm{th} - v_\mathrm{leak}} .
+
+    A neuron that never rose above rest has a gradient of 0, and needs a bump instead.
+    First derivatives only, as in `Trace.maximum`.
 
     Its mean over a batch asks every neuron to fire in every sample. To ask for one
     sample only, take the least over the batch first: ``gap.min(axis=0).sum()``.
@@ -59,8 +63,8 @@ def threshold_gap(
       >>> print(threshold_gap(Neuron(10e-3, 5e-3), kernel, inputs))  # k peaks at 1/4.
       [[0.75 0.25 0.   1.  ]]
       >>> loss = lambda kernel: threshold_gap(Neuron(10e-3, 5e-3), kernel, inputs).sum()
-      >>> print(jax.grad(loss)(kernel))
-      [[-0.25 -0.25  0.    0.  ]]
+      >>> print(jax.grad(loss)(kernel)[0, :2])
+      [-0.25 -0.25]
 
     Args:
       neuron: parameters, such as ``layer.neuron`` of a `LIF`.
@@ -108,8 +112,8 @@ def pseudo_times(
     that is later, by at least `tau`: what is later than that has no gradient.
 
     Pseudo-spikes that make the spike times of a silent neuron depend on its weights go
-    back to `Klos & Memmesheimer <https://doi.org/10.1103/PhysRevLett.134.027301>`_
-    (2025), who choose neurons for which the result is smooth; LIF neurons are not.
+    back to `Klos & Memmesheimer <https://arxiv.org/abs/2309.14523>`_
+    (2023), who mainly use other neurons, for which the result is smooth.
 
     Example::
 
@@ -254,20 +258,20 @@ def bump_silent(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def distance(neuron: Neuron) -> Any:
-    """From rest to the threshold, which has to be above.
+def distance(neuron: Neuron) -> Parameter:
+    """From rest to the threshold, which has to be above, as far as that is known.
 
     Raises:
       ValueError: it is not.
     """
-    above = np.asarray(neuron.v_th) - np.asarray(neuron.v_leak)
-    if not (above > 0).all():
+    above = neuron.v_th - neuron.v_leak
+    if not _traced(above) and not (np.asarray(above) > 0).all():
         raise ValueError(
             f"v_leak is {neuron.v_leak} and v_th is {neuron.v_th}; a neuron that rests"
             " at its threshold or above fires without input, so how far it stays below"
             " says nothing."
         )
-    return neuron.v_th - neuron.v_leak
+    return above
 
 
 def _gap(neuron: Neuron, highest: Array) -> Array:

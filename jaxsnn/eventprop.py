@@ -29,12 +29,14 @@ from jaxsnn.dynamics import Neuron, psp, psp_slope
 from jaxsnn.record import (
     Places,
     Record,
+    Recurrent,
     State,
+    arrived,
     elapsed,
     start_of_run,
     threshold_gap,
 )
-from jaxsnn.spikes import NO_TIME, Spikes
+from jaxsnn.spikes import NO_TIME, Spikes, argsort_times
 
 
 def eventprop(
@@ -43,6 +45,7 @@ def eventprop(
     inputs: Spikes,
     start: State | None,
     record: Record,
+    recurrent: Recurrent | None = None,
 ) -> Array:
     """Returns the record's spike times, with their exact gradient attached.
 
@@ -58,33 +61,41 @@ def eventprop(
       inputs: spikes, ``[batch, slots]``.
       start: state at the beginning of the window; at rest if None.
       record: what happened, whoever found out. Taken as given, not differentiated.
+      recurrent: connections of the layer with itself, if any. Gradients flow to its
+        weights and delays; the backward pass is linear in pairs of spikes then.
 
     Returns:
       ``record.times``.
     """
-    return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record))
+    return _attach(neuron, kernel, inputs, start, lax.stop_gradient(record), recurrent)
 
 
 @jax.custom_vjp
-def _attach(neuron, kernel, inputs, start, record):
-    del neuron, kernel, inputs, start
+def _attach(neuron, kernel, inputs, start, record, recurrent):
+    del neuron, kernel, inputs, start, recurrent
     return record.times
 
 
-def _attach_fwd(neuron, kernel, inputs, start, record):
-    return record.times, (neuron, kernel, inputs, start, record)
+def _attach_fwd(*arguments):
+    return arguments[4].times, arguments
 
 
 def _attach_bwd(residuals, grad_times):
-    neuron, kernel, inputs, start, record = residuals
-    mu = _multipliers(neuron, record, grad_times)
+    neuron, kernel, inputs, start, record, recurrent = residuals
+    if recurrent is None:
+        mu = _multipliers(neuron, record, grad_times)
+    else:
+        mu = _coupled_multipliers(neuron, record, grad_times, recurrent)
+    grad_neuron, grad_recurrent = neuron, recurrent
+    if jax.tree.leaves((neuron, recurrent)):
 
-    def gap(neuron: Neuron) -> Array:
-        opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
-        return threshold_gap(neuron, kernel, inputs, opening, record.times)
+        def gap(neuron: Neuron, recurrent: Recurrent | None) -> Array:
+            opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
+            return threshold_gap(
+                neuron, kernel, inputs, opening, record.times, recurrent
+            )
 
-    # Numbers are no leaves: for a neuron of numbers, there is nothing to do here.
-    grad_neuron = jax.vjp(gap, neuron)[1](-mu)[0] if jax.tree.leaves(neuron) else neuron
+        grad_neuron, grad_recurrent = jax.vjp(gap, neuron, recurrent)[1](-mu)
     # [n, batch, neurons]: the spikes of each neuron, against the inputs' events.
     times, mu = jnp.moveaxis(record.times, -1, 0), jnp.moveaxis(mu, -1, 0)
     places = Places.of(inputs)
@@ -103,7 +114,8 @@ def _attach_bwd(residuals, grad_times):
         to_i = jnp.where(after, -mu * psp(neuron, dt), 0)
         grad_start = State(jnp.sum(to_v, 0), jnp.sum(to_i, 0), None, None)
     grads = (grad_neuron, grad_kernel.astype(kernel.dtype), grad_inputs, grad_start)
-    return *jax.tree.map(_first_order, grads), None
+    *grads, grad_recurrent = jax.tree.map(_first_order, (*grads, grad_recurrent))
+    return *grads, None, grad_recurrent
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)
@@ -214,3 +226,40 @@ def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
     spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (grad, inverse, decay))
     _, mu = lax.scan(step, jnp.zeros_like(grad[..., 0]), spikes, reverse=True)
     return jnp.moveaxis(mu, 0, -1)
+
+
+def _coupled_multipliers(
+    neuron: Neuron, record: Record, grad_times: Array, recurrent: Recurrent
+) -> Array:
+    r"""The multipliers where spikes act on other neurons of the layer as well.
+
+    Then :math:`h_s` also has what spike :math:`s` did to later ones,
+    :math:`\sum_m w_{nm} \sum_{t_r > t_s + d_{nm}} \mu_r \dot k(t_r - t_s - d_{nm})`.
+    All that is later is known if spikes are taken from the last to the first.
+    """
+    times = record.times
+    batch, neurons, n = times.shape
+    rows = jnp.arange(batch)
+    each = neuron.over(-1)
+    spiked = times < NO_TIME
+    grad = jnp.where(spiked, grad_times, 0)
+    inverse = jnp.where(spiked, 1 / record.slope, 0)
+    delay = jnp.broadcast_to(recurrent.delay, recurrent.kernel.shape)
+    tau_mem = jnp.broadcast_to(jnp.asarray(neuron.tau_mem, times.dtype), (neurons,))
+    jump = jnp.broadcast_to(neuron.v_th - neuron.v_reset, (neurons,)) / tau_mem
+    order = argsort_times(times.reshape(batch, -1))
+    total = jnp.max(jnp.sum(spiked, axis=(1, 2)))
+
+    def step(k: Array, mu: Array) -> Array:
+        source, slot = jnp.divmod(order[:, total - 1 - k], n)
+        sent = times[rows, source, slot]
+        dt, after = arrived(times, sent[:, None, None], delay[source][..., None])
+        pull = jnp.where(after, mu * psp_slope(each, dt), 0)
+        pull = jnp.sum(recurrent.kernel[source][..., None] * pull, axis=(1, 2))
+        dt, after = arrived(times[rows, source], sent[:, None], 0.0)
+        decay = jnp.where(after, jnp.exp(-dt / tau_mem[source][:, None]), 0)
+        own = jnp.sum(mu[rows, source] * decay, axis=-1)
+        h = grad[rows, source, slot] + jump[source] * own + pull
+        return mu.at[rows, source, slot].set(h * inverse[rows, source, slot])
+
+    return lax.fori_loop(0, total, step, jnp.zeros_like(grad))

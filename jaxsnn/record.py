@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxsnn.dynamics import Neuron, Parameter, Time, drive, psp
 from jaxsnn.spikes import NO_TIME, Spikes
@@ -52,6 +52,20 @@ class Record(NamedTuple):
 
     times: Array
     slope: Array
+
+
+class Recurrent(NamedTuple):
+    """Connections of a layer with itself.
+
+    Attributes:
+      kernel: weights from each neuron (first axis) to each, ``[neurons, neurons]``.
+      delay: time that a spike takes to arrive, in seconds, not negative: of all
+        connections, ``[]``, of each source, ``[neurons, 1]``, of each target,
+        ``[1, neurons]``, or of each pair, ``[neurons, neurons]``.
+    """
+
+    kernel: Array
+    delay: Array
 
 
 def start_of_run(
@@ -155,19 +169,21 @@ def respond(
     return jnp.moveaxis(jnp.sum(places.weights(kernel) * responses, axis=2), 0, -1)
 
 
+def synaptic_decay(neuron: Neuron, dt: Array) -> Array:
+    """Current `dt` after a unit jump of it."""
+    return jnp.exp(-dt / neuron.tau_syn)
+
+
 def current(
     neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, at: Array
 ) -> Array:
     """Synaptic current at the neurons' own times, ``[batch, neurons, n]``."""
 
-    def decay(dt: Array) -> Array:
-        return jnp.exp(-dt / neuron.tau_syn)
-
-    total = respond(decay, kernel, inputs, at)
+    total = respond(lambda dt: synaptic_decay(neuron, dt), kernel, inputs, at)
     if start is None:
         return total
     dt, after = elapsed(at, start.time[:, None, None])
-    decayed = start.i[..., None] * jnp.exp(-dt / neuron.over(-1).tau_syn)
+    decayed = start.i[..., None] * synaptic_decay(neuron.over(-1), dt)
     return total + jnp.where(after, decayed, 0)
 
 
@@ -184,8 +200,62 @@ def free_voltage(
     return each.v_leak + total
 
 
+def feedback(
+    response: Callable[[Neuron, Array], Array],
+    neuron: Neuron,
+    recurrent: Recurrent,
+    times: Array,
+) -> Array:
+    """Sums a response to the layer's own spikes, at the neurons' own spikes after them.
+
+    One source after the other, which bounds the memory, that of a gradient too.
+
+    Args:
+      response: of a neuron to a unit event, as a function of the time since.
+      neuron: parameters.
+      recurrent: connections of the layer with itself.
+      times: spikes of the layer, ``[batch, neurons, n]``.
+
+    Returns:
+      The sums, ``[batch, neurons, n]``.
+    """
+    neurons, n = times.shape[1:]
+    delay = jnp.broadcast_to(recurrent.delay, recurrent.kernel.shape)
+    each = neuron.over(-1)
+
+    @jax.checkpoint
+    def add(total: Array, source: tuple[Array, ...]) -> tuple[Array, None]:
+        sent, weights, delay = source  # [batch], [neurons], [neurons]
+        dt, after = arrived(times, sent[:, None, None], delay[:, None])
+        return total + weights[:, None] * jnp.where(after, response(each, dt), 0), None
+
+    sources = (
+        jnp.moveaxis(times.reshape(-1, neurons * n), 1, 0),
+        jnp.repeat(recurrent.kernel, n, axis=0),
+        jnp.repeat(delay, n, axis=0),
+    )
+    return lax.scan(add, jnp.zeros_like(times), sources)[0]
+
+
+def arrived(at: Array, sent: Array, delay: Array) -> tuple[Array, Array]:
+    """Time from the arrival of an own spike to `at`, where that is later; and where.
+
+    Not where it is the same time: spikes of a layer that happen together do not hear
+    of each other.
+    """
+    both = (at < NO_TIME) & (sent < NO_TIME)
+    dt = jnp.where(both, at, 0) - jnp.where(both, sent, 0) - delay
+    after = both & (dt > 0)
+    return jnp.where(after, dt, 0), after
+
+
 def threshold_gap(
-    neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, times: Array
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    times: Array,
+    recurrent: Recurrent | None = None,
 ) -> Array:
     """Voltage over threshold at the neurons' own spikes, were each not to spike there.
 
@@ -193,6 +263,8 @@ def threshold_gap(
     argument: those of the voltage at a spike while all spikes stay where they are.
     """
     gap = free_voltage(neuron, kernel, inputs, start, times)
+    if recurrent is not None:
+        gap += feedback(psp, neuron, recurrent, times)
     if not jax.tree.leaves(neuron):
         return gap  # Short of a constant.
     each = neuron.over(-1)

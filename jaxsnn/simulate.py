@@ -9,6 +9,7 @@ catches up with the others in another pass over the chunk.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,55 +70,141 @@ def simulate(
         time, ((0, 0), (0, padding + 1)), mode="constant", constant_values=until
     )
     index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=NO_INDEX)
-    # Between empty slots, inf - inf would be the length of an interval.
-    left, right = bounds[:, :-1], bounds[:, 1:]
-    length = jnp.where(right > left, right - left, 0)
-    ordinal = jnp.arange(max_spikes, dtype=jnp.int32)[:, None, None]
-
     # Neurons and samples are lanes alike; vector units want the longer axis last.
     wide = neurons >= batch
-    each = neuron if wide else neuron.over(-1)
-    columns = kernel.T
+    step = Lockstep(neuron, kernel, index, bounds, max_spikes, wide)
+    walkers = step.place(start.v, start.i, start.count)
+    nothing = jnp.full((max_spikes, *walkers.v.shape), NO_TIME, dtype)
+    record = Record(nothing, nothing)
 
-    def lanes(x: Array) -> Array:
+    def run_chunk(number: Array, carry: tuple) -> tuple:
+        return step.advance(number * chunk, (number + 1) * chunk, *carry)
+
+    if chunk == slots:
+        _, record = run_chunk(jnp.int32(0), (walkers, record))
+    else:
+        _, record = lax.fori_loop(0, slots // chunk, run_chunk, (walkers, record))
+    axes = (1, 2, 0) if wide else (2, 1, 0)
+    return Record(*(jnp.transpose(x, axes) for x in record))
+
+
+class Walkers(NamedTuple):
+    """Neurons of all samples on their way through their input events.
+
+    The axes are ``[batch, neurons]`` if `Lockstep.wide`, else ``[neurons, batch]``.
+
+    Attributes:
+      v: voltage where the neuron stands.
+      i: current there.
+      resume: number of the event that the neuron takes next. Of one that waits for its
+        spike to be solved, plus `Lockstep.waiting`; of one that is done, out of reach.
+      since: time of the last own spike.
+      count: spikes so far.
+    """
+
+    v: Array
+    i: Array
+    resume: Array
+    since: Array
+    count: Array  # type: ignore[assignment]
+
+
+class Lockstep:
+    """Takes all neurons through a list of input events together."""
+
+    def __init__(
+        self,
+        neuron: Neuron,
+        kernel: Array,
+        index: Array,
+        bounds: Array,
+        max_spikes: int,
+        wide: bool,
+    ):
+        """Prepares the list.
+
+        Args:
+          neuron: parameters.
+          kernel: weights, ``[size, neurons]``.
+          index: sources of the events, ``[batch, slots]``; -1 reads the last row.
+          bounds: times of the events and the end, ascending, ``[batch, slots + 1]``.
+          max_spikes: spikes after which a neuron is done.
+          wide: whether neurons are the last axis inside, or else samples.
+        """
+        self.slots = index.shape[1]
+        self.wide, self.max_spikes = wide, max_spikes
+        self.neuron = neuron if wide else neuron.over(-1)
+        self.weights = kernel if wide else kernel.T
+        self.waiting, self.never = self.slots + 1, 3 * self.slots + 3
+        # Between empty slots, inf - inf would be the length of an interval.
+        self.left, self.right = bounds[:, :-1], bounds[:, 1:]
+        length = jnp.where(self.right > self.left, self.right - self.left, 0)
+        self.index, self.length = index.T, length.T
+        # All that transcendental functions have to do is done before the loop. (With a
+        # time constant of its own for each neuron, that is not possible.)
+        self.interval = Flow.over(neuron, self.length) if neuron.uniform else None
+
+    def place(self, v: Array, i: Array, count: Array) -> Walkers:
+        """Puts neurons, ``[batch, neurons]``, before the first event."""
+        v, i, count = self._lanes(v), self._lanes(i), self._lanes(count)
+        resume = jnp.where(count < self.max_spikes, 0, self.never).astype(jnp.int32)
+        return Walkers(v, i, resume, jnp.zeros_like(v), count)
+
+    def advance(
+        self, first: Array, stop: Array, walkers: Walkers, record: Record
+    ) -> tuple[Walkers, Record]:
+        """Takes the neurons from event `first` to before event `stop`.
+
+        Args:
+          first: number of an event that all neurons are at or behind.
+          stop: number of the event where all neurons are to be.
+          walkers: the neurons.
+          record: spikes so far, ``[max_spikes, *axes of the walkers]``.
+        """
+
+        def behind(carry: tuple[Walkers, Record]) -> Array:
+            resume = carry[0].resume
+            waits = (resume >= self.waiting) & (resume < self.never)
+            return jnp.any((resume < stop) | waits)
+
+        def walking(carry: tuple) -> Array:
+            return (carry[0] < stop) & jnp.any(carry[3] < stop)
+
+        def catch_up(carry: tuple[Walkers, Record]) -> tuple[Walkers, Record]:
+            walkers, record = carry
+            start = jnp.maximum(first, jnp.min(walkers.resume))
+            walk = (start, *walkers[:3])
+            _, v, i, resume = lax.while_loop(walking, self._pass_over, walk)
+            walkers = walkers._replace(v=v, i=i, resume=resume)
+            return self._settle(walkers, record, stop)
+
+        return lax.while_loop(behind, catch_up, (walkers, record))
+
+    def _lanes(self, x: Array) -> Array:
         """From ``[batch, neurons]`` to the order of axes inside, or back."""
-        return x if wide else x.T
+        return x if self.wide else x.T
 
-    def per_sample(x: Array) -> Array:
+    def _per_sample(self, x: Array) -> Array:
         """Spreads ``[batch]`` over the lanes."""
-        return x[:, None] if wide else x[None, :]
+        return x[:, None] if self.wide else x[None, :]
 
-    def at_place(table: Array, place: Array) -> Array:
-        """Looks up every lane's own event of its sample."""
-        return lanes(jnp.take_along_axis(table, lanes(place), 1))
+    def _at(self, table: Array, place: Array) -> Array:
+        """Looks up every neuron's own event, in a table ``[batch, slots]``."""
+        return self._lanes(jnp.take_along_axis(table, self._lanes(place), 1))
 
-    def spread_rows(row: Array) -> Array:
-        """Weights of one event of each sample."""
-        return kernel[row] if wide else columns[:, row]
-
-    # All that transcendental functions have to do here is done before the loop.
-    # (With a time constant of its own for each neuron, that is not possible.)
-    interval = Flow.over(neuron, length.T) if neuron.uniform else None
-    length_t = length.T
-    lasts = length_t > 0
-    index_t = index.T
-    count_before = lanes(start.count)
-    # A neuron walks from event number `resume` on. One that waits for its spike to be
-    # solved has `waiting` added to the number; one that is done never resumes.
-    waiting, never = slots + 1, 3 * slots + 3
-
-    def pass_over(carry: tuple) -> tuple:
+    def _pass_over(self, carry: tuple) -> tuple:
         """Takes the neurons that walk through one event and the interval after it."""
         k, v, i, resume = carry
-        row = index_t[k]
-        if interval is None:
-            over = Flow.over(each, per_sample(length_t[k]))
+        neuron, row, length = self.neuron, self.index[k], self.length[k]
+        weights = self.weights[row] if self.wide else self.weights[:, row]
+        if self.interval is None:
+            over = Flow.over(neuron, self._per_sample(length))
         else:
-            over = Flow(*(per_sample(factor[k]) for factor in interval))
-        i = jnp.where(resume <= k, i + spread_rows(row), i)
-        v_end, i_end = over.advance(each, v, i)
-        stops = crosses(each, v, i, v_end, i_end) & per_sample(lasts[k])
-        resume = jnp.where((resume <= k) & stops, waiting + k, resume)
+            over = Flow(*(self._per_sample(factor[k]) for factor in self.interval))
+        i = jnp.where(resume <= k, i + weights, i)
+        v_end, i_end = over.advance(neuron, v, i)
+        stops = crosses(neuron, v, i, v_end, i_end) & self._per_sample(length > 0)
+        resume = jnp.where((resume <= k) & stops, self.waiting + k, resume)
         # In this form, all of it compiles to one pass over the lanes.
         return (
             k + 1,
@@ -126,75 +213,62 @@ def simulate(
             resume,
         )
 
-    def settle(number, v, i, resume, begin, count, times, slope, stop: Array) -> tuple:
+    def _settle(
+        self, walkers: Walkers, record: Record, stop: Array
+    ) -> tuple[Walkers, Record]:
         """Emits one spike of every neuron that waits."""
-        waits = (resume >= waiting) & (resume < never)
-        place = jnp.clip(resume - waiting, 0, slots - 1)
-        # Past a spike inside the interval, `begin` is later than the interval's.
-        begin = jnp.where(waits, jnp.maximum(begin, at_place(left, place)), 0)
-        dt = jnp.where(waits, at_place(right, place) - begin, 0)
+        v, i, resume, since, count = walkers
+        neuron = self.neuron
+        waits = (resume >= self.waiting) & (resume < self.never)
+        place = jnp.clip(resume - self.waiting, 0, self.slots - 1)
+        # Past a spike inside the interval, the neuron stands there.
+        begin = jnp.where(waits, jnp.maximum(since, self._at(self.left, place)), 0)
+        dt = jnp.where(waits, self._at(self.right, place) - begin, 0)
         # The others are put on the threshold, where the solver is done at once.
-        wait = crossing_time(each, jnp.where(waits, v, each.v_th), i, dt)
-        i_at = i * jnp.exp(-wait / each.tau_syn)
-        rising = slope_at_threshold(each, i_at)
-        begin += wait
-        if chunk == slots:  # Every neuron that waits does so for this same spike.
-            times = times.at[number].set(jnp.where(waits, begin, NO_TIME))
-            slope = slope.at[number].set(jnp.where(waits, rising, NO_TIME))
-        else:
-            slot = waits & (count - count_before == ordinal)
-            times = jnp.where(slot, begin, times)
-            slope = jnp.where(slot, rising, slope)
+        wait = crossing_time(neuron, jnp.where(waits, v, neuron.v_th), i, dt)
+        i_at = i * jnp.exp(-wait / neuron.tau_syn)
+        spike = Record(begin + wait, slope_at_threshold(neuron, i_at))
+        record = _write(record, count, waits, spike)
+        since = jnp.where(waits, begin + wait, since)
         count += waits.astype(count.dtype)
         resume = jnp.where(waits, resume, jnp.maximum(resume, stop))
-        if max_spikes == 1:  # All that were waiting are done now.
-            return v, i, jnp.where(waits, never, resume), begin, count, times, slope
+        if self.max_spikes == 1:  # All that were waiting are done now.
+            resume = jnp.where(waits, self.never, resume)
+            return Walkers(v, i, resume, since, count), record
         dt = jnp.where(dt > wait, dt - wait, 0)
-        v_reset = jnp.asarray(each.v_reset, dtype)
-        v_end, i_end = flow(each, v_reset, i_at, dt)
-        again = (dt > 0) & crosses(each, v_reset, i_at, v_end, i_end)
+        v_reset = jnp.asarray(neuron.v_reset, v.dtype)
+        v_end, i_end = flow(neuron, v_reset, i_at, dt)
+        again = (dt > 0) & crosses(neuron, v_reset, i_at, v_end, i_end)
         v = jnp.where(waits, jnp.where(again, v_reset, v_end), v)
         i = jnp.where(waits, jnp.where(again, i_at, i_end), i)
         resume = jnp.where(waits & ~again, place + 1, resume)
-        resume = jnp.where(count < max_spikes, resume, never)
-        return v, i, resume, begin, count, times, slope
+        resume = jnp.where(count < self.max_spikes, resume, self.never)
+        return Walkers(v, i, resume, since, count), record
 
-    def run_chunk(number: Array, carry: tuple) -> tuple:
-        stop = (number + 1) * chunk
 
-        def unfinished(resume: Array) -> Array:
-            return (resume < stop) | ((resume >= waiting) & (resume < never))
-
-        def behind(carry: tuple) -> Array:
-            return jnp.any(unfinished(carry[3]))
-
-        def catch_up(carry: tuple) -> tuple:
-            round, v, i, resume, begin, count, times, slope = carry
-
-            def walking(carry: tuple) -> Array:
-                return (carry[0] < stop) & jnp.any(carry[3] < stop)
-
-            first = jnp.maximum(number * chunk, jnp.min(resume))
-            walk = (first, v, i, resume)
-            _, v, i, resume = lax.while_loop(walking, pass_over, walk)
-            return (
-                round + 1,
-                *settle(round, v, i, resume, begin, count, times, slope, stop),
+def _write(record: Record, slot: Array, where: Array, spike: Record) -> Record:
+    """Puts spikes into their slots, ``[max_spikes, *lanes]``, rows in use only."""
+    if record.times.shape[0] == 1:
+        return Record(
+            *(
+                jnp.where(where, x, y[0])[None]
+                for x, y in zip(spike, record, strict=True)
             )
+        )
+    last = jnp.max(jnp.where(where, slot, -1))
+    first = jnp.min(jnp.where(where, slot, record.times.shape[0]))
 
-        return lax.while_loop(behind, catch_up, (jnp.int32(0), *carry))[1:]
+    def write(carry: tuple[Array, Record]) -> tuple[Array, Record]:
+        row, record = carry
+        here = where & (slot == row)
+        return row + 1, Record(
+            *(
+                y.at[row].set(jnp.where(here, x, y[row]))
+                for x, y in zip(spike, record, strict=True)
+            )
+        )
 
-    resume = jnp.where(count_before < max_spikes, 0, never).astype(jnp.int32)
-    nothing = jnp.full((max_spikes, *resume.shape), NO_TIME, dtype)
-    begin = jnp.zeros(resume.shape, dtype)
-    carry = (lanes(start.v), lanes(start.i), resume, begin, count_before)
-    carry += (nothing, nothing)
-    if chunk == slots:
-        carry = run_chunk(jnp.int32(0), carry)
-    else:
-        carry = lax.fori_loop(0, slots // chunk, run_chunk, carry)
-    axes = (1, 2, 0) if wide else (2, 1, 0)
-    return Record(*(jnp.transpose(x, axes) for x in carry[-2:]))
+    return lax.while_loop(lambda carry: carry[0] <= last, write, (first, record))[1]
 
 
 def _default_chunk(slots: int, max_spikes: int) -> int:

@@ -318,7 +318,9 @@ def argsort_times(time: Array) -> Array:
     level = (time - low) / span * (2**free - 2)
     level = jnp.where(finite, level, jnp.where(time > 0, 2**free - 1, 0))
     key = (level.astype(word) << position_bits) | position
-    order = (_sort_keys(key.reshape(-1, n).T) & (2**position_bits - 1)).astype(jnp.int32)
+    order = (_sort_keys(key.reshape(-1, n).T) & (2**position_bits - 1)).astype(
+        jnp.int32
+    )
     values = jnp.take_along_axis(time.reshape(-1, n).T, order, 0)
 
     def unsorted(values: Array) -> Array:
