@@ -1,15 +1,21 @@
 """The leaky integrator, a readout that does not spike."""
 
-import math
 import numbers
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.layers.initializers import spread_normal
+from jaxsnn.layers.parameters import (
+    Value,
+    check_inputs,
+    check_neuron,
+    check_until,
+    kernel_of,
+    neuron_of,
+)
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes, _traced
 
@@ -58,9 +64,9 @@ class LI(nn.Module):
     """
 
     features: int
-    tau_mem: float = 10e-3
-    tau_syn: float = 5e-3
-    v_leak: float = 0.0
+    tau_mem: Value = 10e-3
+    tau_syn: Value = 5e-3
+    v_leak: Value = 0.0
     kernel_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)
     param_dtype: Any = jnp.float32
 
@@ -78,12 +84,12 @@ class LI(nn.Module):
                 f"LI.kernel_init is {self.kernel_init!r}, expected the function itself,"
                 " such as jaxsnn.layers.spread_normal(0.0, 1.0)."
             )
-        _ = self.neuron
+        check_neuron(self)
 
     @property
     def neuron(self) -> Neuron:
         """Parameters of the layer's neurons, whose threshold has no meaning."""
-        return Neuron(self.tau_mem, self.tau_syn, v_leak=self.v_leak)
+        return neuron_of(self)
 
     @nn.compact
     def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Trace:
@@ -99,37 +105,14 @@ class LI(nn.Module):
           ValueError: spikes of another number of sources than the kernel is for.
         """
         self.check_inputs(inputs)
-        if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
-            raise ValueError(f"until is {until!r}, expected one time for the batch.")
-        shape = (inputs.size, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
-            raise ValueError(
-                f"the kernel of {self.label} has entries that are NaN or inf."
-            )
+        check_until(until)
+        kernel = kernel_of(self, inputs)
         if _traced(until) or until < NO_TIME:
             inputs = inputs.window(-NO_TIME, until)
         trace = Trace(self.neuron, kernel, inputs, until)
         self.sow("intermediates", "trace", trace)
         return trace
 
-    @property
-    def label(self) -> str:
-        """What errors call the layer."""
-        return f"LI '{self.name}'" if self.name else "LI"
-
     def check_inputs(self, inputs: Spikes) -> None:
         """Raises if the inputs are no spikes, or not those of as many sources."""
-        if not isinstance(inputs, Spikes):
-            raise TypeError(
-                f"{self.label} takes jaxsnn.Spikes, not {type(inputs).__name__};"
-                " jaxsnn.coding.encode_latency makes them from numbers."
-            )
-        if self.has_variable("params", "kernel"):
-            expected = jnp.shape(self.get_variable("params", "kernel"))
-            if expected != (inputs.size, self.features):
-                raise ValueError(
-                    f"{self.label} has a kernel of shape {expected}: expected"
-                    f" spikes of {expected[0]} sources and features={expected[1]}, got"
-                    f" spikes of {inputs.size} sources and features={self.features}."
-                )
+        check_inputs(self, inputs)

@@ -1,9 +1,9 @@
 """The leaky integrate-and-fire layer."""
 
-import math
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -13,7 +13,19 @@ from jaxsnn.backend import Backend, GradientMethod, Observation, Population
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
-from jaxsnn.record import State, explain, start_of_run, state_after
+from jaxsnn.layers.parameters import (
+    Value,
+    check_inputs,
+    check_neuron,
+    check_until,
+    kernel_of,
+    label,
+    neuron_of,
+    param,
+    positive,
+)
+from jaxsnn.record import Record, Recurrent, State, explain, start_of_run, state_after
+from jaxsnn.recurrent import simulate_recurrent
 from jaxsnn.simulate import simulate
 from jaxsnn.spikes import NO_TIME, Spikes, _traced
 
@@ -34,8 +46,12 @@ class LIF(nn.Module):
     of the time constants. An input at exactly the time of an own spike acts first. To
     touch the threshold is not to cross it.
 
-    Gradients are exact too, with respect to the kernel and to the input times. They
-    are those of the spikes that did occur: a spike that appears or disappears as
+    With ``recurrent=True`` a spike of neuron :math:`n` also adds row :math:`n` of the
+    parameter ``recurrent_kernel`` to the currents of the layer, after `recurrent_delay`.
+    With `delay`, spikes of the inputs take their time to arrive.
+
+    Gradients are exact too, with respect to the kernels, to the input times, to delays
+    and to all parameters of the neuron that are learned. They are those of the spikes that did occur: a spike that appears or disappears as
     weights change is a jump that no gradient sees, and a silent neuron gets zero.
 
     With ``mutable=["events"]`` the layer returns, in that collection, its state at the
@@ -43,7 +59,8 @@ class LIF(nn.Module):
     of each neuron since the start of the run, and, for this window, the number of
     spikes that found no slot (`dropped`) and of inputs older than the state (`late`).
     Given that collection back, it continues the run. A plain ``apply`` starts from
-    rest at time 0 and writes nothing.
+    rest at time 0 and writes nothing. (With delays or recurrent connections spikes may
+    be under way at the end; such a layer reports counts, and always starts from rest.)
 
     Example::
 
@@ -63,7 +80,10 @@ class LIF(nn.Module):
 
     Attributes:
       features: number of neurons.
-      tau_mem: membrane time constant in seconds.
+      tau_mem: membrane time constant in seconds. Like the next four and the delays, a
+        number, an array (a constant for each neuron), or an initializer such as
+        ``nn.initializers.constant(10e-3)``: then it is learned, as a parameter whose
+        form keeps it in its range; see `jaxsnn.layers.parameters`.
       tau_syn: synaptic time constant in seconds.
       v_th: threshold, in the unit of the weights.
       v_leak: resting voltage; above `v_th` the neurons fire without input.
@@ -73,6 +93,15 @@ class LIF(nn.Module):
       slots: spikes of the layer per window and sample. The earliest are kept, the
         others counted in `dropped`. By default every spike finds a slot.
       kernel_init: initializer of the kernel, of shape ``[inputs.size, features]``.
+      delay: time in seconds that a spike takes from an input to a neuron, for all, or
+        ``[inputs.size, features]``; learned as ``log_delay``. For delays that do not
+        depend on the target, or not on the source, `Delay` is cheaper.
+      recurrent: whether the neurons are connected with each other and themselves.
+      recurrent_init: initializer of ``recurrent_kernel``, ``[features, features]``.
+      recurrent_delay: time in seconds that a spike takes within the layer, for all, of
+        each source, ``[features, 1]``, or of each pair.
+      recurrent_by: ``"event"``, ``"window"``, or ``"auto"``, window by window where
+        possible; see `jaxsnn.recurrent`. Changes speed, not results.
       gradient: the method itself: `jaxsnn.eventprop.eventprop`, or
         `jaxsnn.analytic.analytic` for forward mode and higher derivatives.
       backend: what finds the spikes. By default the exact simulation; otherwise a
@@ -86,14 +115,19 @@ class LIF(nn.Module):
     """
 
     features: int
-    tau_mem: float = 10e-3
-    tau_syn: float = 5e-3
-    v_th: float = 1.0
-    v_leak: float = 0.0
-    v_reset: float = 0.0
+    tau_mem: Value = 10e-3
+    tau_syn: Value = 5e-3
+    v_th: Value = 1.0
+    v_leak: Value = 0.0
+    v_reset: Value = 0.0
     max_spikes: int = 1
     slots: int | None = None
     kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)
+    delay: Value | None = None
+    recurrent: bool = False
+    recurrent_init: nn.initializers.Initializer = spread_normal(0.0, 3.6)
+    recurrent_delay: Value = 0.0
+    recurrent_by: str = "auto"
     gradient: GradientMethod = eventprop
     backend: Backend | None = None
     param_dtype: Any = jnp.float32
@@ -110,7 +144,7 @@ class LIF(nn.Module):
                 raise ValueError(
                     f"LIF.{name} is {value!r}, expected a whole number, 1 or more."
                 )
-        for name in ("gradient", "kernel_init", "backend"):
+        for name in ("gradient", "kernel_init", "recurrent_init", "backend"):
             if name == "backend" and self.backend is None:
                 continue
             if not callable(getattr(self, name)):
@@ -118,12 +152,25 @@ class LIF(nn.Module):
                     f"LIF.{name} is {getattr(self, name)!r}, expected the function"
                     " itself, such as jaxsnn.eventprop.eventprop."
                 )
-        _ = self.neuron
+        if self.recurrent_by not in ("auto", "event", "window"):
+            raise ValueError(
+                f"LIF.recurrent_by is {self.recurrent_by!r}, expected 'auto', 'event'"
+                " or 'window'."
+            )
+        for name in ("delay", "recurrent_delay"):
+            check_delay(f"LIF.{name}", getattr(self, name))
+        check_neuron(self)
+        if self.recurrent and self.recurrent_by == "window" and not self._lockstep():
+            raise ValueError(
+                f"LIF.recurrent_delay is {self.recurrent_delay!r}; to run window by"
+                " window takes positive delays that do not depend on the target: a"
+                " number, or an array [features, 1]. Write recurrent_by='event'."
+            )
 
     @property
     def neuron(self) -> Neuron:
         """Parameters of the layer's neurons."""
-        return Neuron(self.tau_mem, self.tau_syn, self.v_th, self.v_leak, self.v_reset)
+        return neuron_of(self)
 
     @nn.compact
     def __call__(
@@ -148,15 +195,10 @@ class LIF(nn.Module):
             state of another batch shape.
         """
         self.check_inputs(inputs)
-        if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
-            raise ValueError(f"until is {until!r}, expected one time for the batch.")
-        neuron = self.neuron
-        shape = (inputs.size, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
-            raise ValueError(
-                f"the kernel of {self._label} has entries that are NaN or inf."
-            )
+        check_until(until)
+        kernel = kernel_of(self, inputs)
+        neuron = neuron_of(self)
+        delay, recurrent = self._delay(inputs.size), self._recurrent()
         batch = inputs.time.shape[:-1]
         inputs = inputs.reshape_batch(-1)
         n = inputs.time.shape[0]
@@ -175,43 +217,134 @@ class LIF(nn.Module):
                 " every run from rest; leave out the collection 'events'."
             )
         if observation is None and backend is not None:
-            population = Population(self.name or "LIF", neuron, kernel, self.max_spikes)
-            (observation,) = backend([population], inputs, until, device_key(self))
-        counters = {}
-        if observation is None:
-            fixed = lax.stop_gradient((kernel, inputs, opening))
-            record = simulate(
-                neuron,
-                fixed[0],
-                fixed[1],
-                start=fixed[2],
-                max_spikes=self.max_spikes,
-                until=until,
+            (observation,) = backend(
+                [self.population()], inputs, until, device_key(self)
             )
+        counters = {}
+        if delay is not None:
+            times = self._delayed(neuron, kernel, delay, inputs, opening, until)
+        elif observation is None:
+            record = self._run(neuron, kernel, inputs, opening, recurrent, until)
+            times = self.gradient(neuron, kernel, inputs, opening, record, recurrent)
         else:
             # Straight-through: the device's weights, the parameters' gradient.
             kernel = kernel + lax.stop_gradient(observation.kernel - kernel)
-            record, unexplained = explain(
-                neuron, *lax.stop_gradient((kernel, inputs, opening)), observation.times
-            )
+            fixed = lax.stop_gradient((neuron, kernel, inputs, opening))
+            record, unexplained = explain(*fixed, observation.times)
             counters = {"unexplained": unexplained, **observation.counters}
-        times = self.gradient(neuron, kernel, inputs, opening, record)
+            times = self.gradient(neuron, kernel, inputs, opening, record)
         spikes, dropped = Spikes.from_times(times).keep(
             self.features * self.max_spikes if self.slots is None else self.slots
         )
         counters = {"dropped": dropped, "late": late, **counters}
 
         if self.is_mutable_collection("events") and not self.is_initializing():
-            state = state_after(neuron, kernel, inputs, opening, times, until)
-            for name, value in {**state._asdict(), **counters}.items():
+            if self._continues:
+                state = state_after(neuron, kernel, inputs, opening, times, until)
+                counters |= state._asdict()
+            else:
+                counters["count"] = jnp.sum(times < NO_TIME, axis=-1, dtype=jnp.int32)
+            for name, value in counters.items():
                 value = value.reshape(*batch, *value.shape[1:])
                 self.variable("events", name, lambda: None).value = value
         spikes = spikes.reshape_batch(*batch)
         self.sow("intermediates", "spikes", spikes)
         return spikes
 
+    def population(self) -> Population:
+        """The layer as a device sees it."""
+        if self.recurrent or self.delay is not None:
+            raise ValueError(
+                f"{self._label} has recurrent connections or delays, which no backend"
+                " of this package runs yet; leave out the backend."
+            )
+        kernel = self.get_variable("params", "kernel")
+        return Population(self.name or "LIF", self.neuron, kernel, self.max_spikes)
+
+    def check_inputs(self, inputs: Spikes) -> None:
+        """Raises if the inputs are no spikes, or not those of as many sources."""
+        check_inputs(self, inputs)
+
+    def _run(self, neuron, kernel, inputs, opening, recurrent, until) -> Record:
+        """Finds the spikes, without a gradient."""
+        fixed = lax.stop_gradient((neuron, kernel, inputs))
+        if recurrent is None:
+            return simulate(
+                *fixed,
+                start=lax.stop_gradient(opening),
+                max_spikes=self.max_spikes,
+                until=until,
+            )
+        by = self.recurrent_by
+        if by == "auto":
+            by = "window" if self._lockstep() else "event"
+        return simulate_recurrent(
+            *fixed,
+            lax.stop_gradient(recurrent),
+            max_spikes=self.max_spikes,
+            until=until,
+            by=by,
+        )
+
+    def _delayed(self, neuron, kernel, delay, inputs, opening, until) -> Array:
+        """Times of neurons to each of which the inputs come at other times.
+
+        Each neuron is a layer of its own then, on inputs of its own.
+        """
+        inputs = later(inputs, delay)
+        neuron = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.features,)), neuron)
+        if opening is not None:
+            v, i, count = (
+                x.T[..., None] for x in (opening.v, opening.i, opening.count)
+            )
+            time = jnp.broadcast_to(opening.time, (self.features, *opening.time.shape))
+            opening = State(v, i, time, count)
+
+        def one(neuron, weights, inputs, opening):
+            kernel = weights[:, None]
+            record = self._run(neuron, kernel, inputs, opening, None, until)
+            return self.gradient(neuron, kernel, inputs, opening, record)[:, 0]
+
+        return jax.vmap(one, out_axes=1)(neuron, kernel.T, inputs, opening)
+
+    def _delay(self, size: int) -> Array | None:
+        """Delays of the inputs, ``[size, features]``; None for none."""
+        if self.delay is None:
+            return None
+        shape = (size, self.features)
+        return jnp.broadcast_to(positive(self, "delay", self.delay, shape), shape)
+
+    def _recurrent(self) -> Recurrent | None:
+        """Connections of the layer with itself; None for none."""
+        if not self.recurrent:
+            return None
+        shape = (self.features, self.features)
+        kernel = param(self, "recurrent_kernel", self.recurrent_init, shape)
+        delay = positive(self, "recurrent_delay", self.recurrent_delay, shape)
+        return Recurrent(kernel, jnp.asarray(delay, kernel.dtype))
+
+    def _lockstep(self) -> bool:
+        """Whether the layer can run window by window."""
+        delay = self.recurrent_delay
+        if callable(delay) or _traced(delay):
+            return False
+        delay = np.asarray(delay)
+        by_source = delay.ndim == 0 or (delay.ndim == 2 and delay.shape[1] == 1)
+        return by_source and bool((delay > 0).all())
+
+    @property
+    def _continues(self) -> bool:
+        """Whether a run can be continued: spikes under way are not part of a state."""
+        return not self.recurrent and self.delay is None
+
     def _given_state(self, batch: int) -> State | None:
         """State to continue from, if one was given."""
+        if not self._continues and self.has_variable("events", "count"):
+            raise ValueError(
+                f"{self._label} has recurrent connections or delays and starts every"
+                " run from rest, since spikes under way would be lost; leave out the"
+                " collection 'events'."
+            )
         if not self.has_variable("events", "v"):
             return None
         state = State(*(self.get_variable("events", name) for name in State._fields))
@@ -236,23 +369,34 @@ class LIF(nn.Module):
 
     @property
     def _label(self) -> str:
-        return f"LIF '{self.name}'" if self.name else "LIF"
+        return label(self)
 
-    def check_inputs(self, inputs: Spikes) -> None:
-        """Raises if the inputs are no spikes, or not those of as many sources."""
-        if not isinstance(inputs, Spikes):
-            raise TypeError(
-                f"{self._label} takes jaxsnn.Spikes, not {type(inputs).__name__};"
-                " jaxsnn.coding.encode_latency makes them from numbers."
-            )
-        if self.has_variable("params", "kernel"):
-            expected = jnp.shape(self.get_variable("params", "kernel"))
-            if expected != (inputs.size, self.features):
-                raise ValueError(
-                    f"{self._label} has a kernel of shape {expected}: expected"
-                    f" spikes of {expected[0]} sources and features={expected[1]}, got"
-                    f" spikes of {inputs.size} sources and features={self.features}."
-                )
+
+def later(inputs: Spikes, delay: Array) -> Spikes:
+    """Inputs as each neuron gets them, ``[neurons, batch, slots]``.
+
+    Args:
+      inputs: spikes, ``[batch, slots]``.
+      delay: of each source to each neuron, in seconds, ``[inputs.size, neurons]``.
+    """
+    if inputs.by_source is not None:
+        return Spikes.from_times(inputs.by_source + delay.T[:, None, :, None])
+    shape = (delay.shape[1], *inputs.index.shape)
+    index = jnp.broadcast_to(inputs.index, shape)
+    delays = jnp.moveaxis(delay[inputs.index], -1, 0)
+    return Spikes.from_events(inputs.time + delays, index, inputs.size)
+
+
+def check_delay(name: str, delay: Any) -> None:
+    """Raises for constant delays that are not a time, or negative."""
+    if delay is None or callable(delay) or _traced(delay):
+        return
+    value = np.asarray(delay, float)
+    if not (np.isfinite(value).all() and (value >= 0).all()):
+        raise ValueError(
+            f"{name} is {delay!r}, expected times in seconds, 0 or more: a spike"
+            " cannot arrive before it was sent."
+        )
 
 
 def device_key(module: nn.Module) -> Array | None:

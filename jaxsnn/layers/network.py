@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 
-from jaxsnn.backend import Backend, Population
+from jaxsnn.backend import Backend
 from jaxsnn.dynamics import Time
 from jaxsnn.layers.li import LI
 from jaxsnn.layers.lif import LIF, device_key
+from jaxsnn.layers.parameters import label
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -57,15 +58,7 @@ class Network(nn.Module):
         self.layers[0].check_inputs(inputs)
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
-            populations = [
-                Population(
-                    layer.name,
-                    layer.neuron,
-                    layer.get_variable("params", "kernel"),
-                    layer.max_spikes,
-                )
-                for layer in self.layers
-            ]
+            populations = [layer.population() for layer in self.layers]
             flat = inputs.reshape_batch(-1)
             observations = self.backend(populations, flat, until, device_key(self))
         spikes: Any = inputs
@@ -81,12 +74,12 @@ class Network(nn.Module):
                 continue
             if self.backend is not None:
                 raise ValueError(
-                    f"Network.backend is set, but {layer.label} has no spikes, and a"
+                    f"Network.backend is set, but {label(layer)} has no spikes, and a"
                     " device reports nothing else. Leave the backend out here and give"
                     " it to each LIF: LIF(..., backend=...)."
                 )
             if self.variables.get("events"):
                 raise ValueError(
-                    f"the network is given states to continue from, but {layer.label}"
+                    f"the network is given states to continue from, but {label(layer)}"
                     " starts every run from rest; leave out the collection 'events'."
                 )

@@ -1,6 +1,7 @@
 """From a config of plain values to the objects that training is made of."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,16 +15,19 @@ from jaxsnn.analytic import analytic
 from jaxsnn.backend import Backend
 from jaxsnn.coding import encode_latency, first_spike_times
 from jaxsnn.eventprop import eventprop
+from jaxsnn.grid import check_dt
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import LI, LIF, Network, spread_normal
+from jaxsnn.layers import LI, LIF, GridNetwork, Network, grid_twin, spread_normal
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
+from jaxsnn.surrogate import sigmoid, superspike, triangular
 from jaxsnn.training.errors import TrainingError
 
 Schedule = Callable[[int], Any]
 T = TypeVar("T")
 
 GRADIENTS = {"eventprop": eventprop, "analytic": analytic}
+SURROGATES = {"superspike": superspike, "sigmoid": sigmoid, "triangular": triangular}
 LOSSES: dict[str, Callable[[ml_collections.ConfigDict], Callable[..., Array]]] = {
     "ttfs_cross_entropy": lambda loss: functools.partial(
         losses.ttfs_cross_entropy, tau=loss.tau, t_silent=loss.t_silent
@@ -60,7 +64,7 @@ class Experiment(NamedTuple):
       optimizer: steps per epoch to the optimizer and its learning rate per step.
     """
 
-    model: Network
+    model: Network | GridNetwork
     encode: Callable[[Array], Spikes]
     loss: Callable[[Any, Array, Mapping, Mapping], Array]
     predict: Callable[[Any], Array]
@@ -88,6 +92,7 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         bump = sum(
             losses.silence_bump(params[name]["kernel"], state["count"])
             for name, state in events.items()
+            if "count" in state  # A GridLI that comes first has none.
         )
         return loss_fn(outputs, labels) + config.loss.bump * bump
 
@@ -108,9 +113,16 @@ def predict_first(outputs: Spikes) -> Array:
     return jnp.where(jnp.min(times, axis=-1) < NO_TIME, first, -1)
 
 
-def predict_highest(outputs: Trace) -> Array:
+def predict_highest(outputs: Trace | Array) -> Array:
     """The neuron of the highest voltage, the first of equals, int32, ``[batch]``."""
-    return jnp.argmax(outputs.maximum().value, axis=-1).astype(jnp.int32)
+    return jnp.argmax(_maxima(outputs), axis=-1).astype(jnp.int32)
+
+
+def _maxima(outputs: Trace | Array) -> Array:
+    """Maxima over time, ``[batch, neurons]``; on a grid over the ends of its steps."""
+    if isinstance(outputs, Trace):
+        return outputs.maximum().value
+    return jnp.max(outputs, axis=-2)
 
 
 def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
@@ -127,7 +139,7 @@ def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]
 
 def _voltage_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
     loss_fn = _choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
-    return lambda outputs, labels: loss_fn(outputs.maximum().value, labels)
+    return lambda outputs, labels: loss_fn(_maxima(outputs), labels)
 
 
 class Readout(NamedTuple):
@@ -150,7 +162,35 @@ READOUTS = {
 }
 
 
-def _model(config: ml_collections.ConfigDict) -> Network:
+def _model(config: ml_collections.ConfigDict) -> Network | GridNetwork:
+    model = config.model
+    surrogate = _choose("model.surrogate", model.surrogate, SURROGATES)(model.beta)
+    dt, steps = model.dt, model.steps
+    if dt is None:
+        return _network(config)
+    if config.hardware:
+        raise TrainingError(
+            f"config.hardware is {config.hardware!r} and config.model.dt {dt}, but a"
+            " device has no time grid; leave config.model.dt at None on hardware."
+        )
+    if model.slots is not None:
+        raise TrainingError(
+            f"config.model.slots is {model.slots} and config.model.dt {dt}, but"
+            " a time grid has room for all spikes; leave config.model.slots at None."
+        )
+    if steps is None:
+        check_dt(dt)  # Before it divides.
+        # Spikes from `t_silent` on are silence. Rounded: 63e-3 / 0.3e-3 is above 210.
+        steps = math.ceil(round(config.loss.t_silent / dt, 6))
+    if steps < 1:
+        raise TrainingError(
+            f"config.model.steps is {steps}, expected 1 or more, or None for as many as"
+            " reach config.loss.t_silent."
+        )
+    return grid_twin(_network(config), dt, steps, surrogate)
+
+
+def _network(config: ml_collections.ConfigDict) -> Network:
     model = config.model
     shared = {
         "tau_mem": model.tau_mem,
