@@ -43,6 +43,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         3.6,
     )  # Mean, deviation of a neuron's total weight.
     config.model.output_init = (60.0, 8.8)
+    config.model.dt = config_dict.placeholder(float)  # s, of a time grid; None: events.
+    config.model.steps = config_dict.placeholder(int)  # None: up to loss.t_silent.
+    config.model.surrogate = "superspike"  # For `gradient`, on a grid.
+    config.model.beta = 10.0  # Sharpness of the surrogate.
     config.model.dtype = "float32"
 
     config.hardware = ""  # Empty: the exact simulation. Or "simulated_chip".

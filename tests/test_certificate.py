@@ -21,7 +21,7 @@ from jaxsnn.analytic import analytic
 from jaxsnn.capacity import SlotsExceededError
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import LIF, Network
+from jaxsnn.layers import LI, LIF, Network
 
 
 def random_inputs(seed=0, batch=3, size=5):
@@ -189,7 +189,7 @@ def test_a_grazing_neuron_is_no_wrong_gradient(then):
         assert report.layers[0].spikes == 0
         assert report.layers[0].silent == 1
         assert "1 appeared and 0 disappeared in layer 'LIF'" in reason
-        assert "no output neuron fired" in report.undecided[0]
+        assert "no spike acts on the outputs" in report.undecided[0]
     else:
         assert report.layers[0].spikes == 1
         assert report.layers[0].slope < 1e-5
@@ -208,14 +208,67 @@ def test_events_without_a_table_by_source_and_a_window():
     assert np.isnan(report.delay)  # Over the threshold, a run begins at time 0.
 
 
+def test_a_readout_of_voltages_is_checked_too():
+    inputs = random_inputs(4)
+    hidden = LIF(6, max_spikes=2, name="hidden")
+    model = Network([hidden, LI(2, name="output")])
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
+    report = check_gradients(model, variables, inputs, directions=1)
+    assert report.ok, str(report)
+    assert not report.undecided
+    assert [layer.name for layer in report.layers] == ["hidden"]
+    names = [leaf.name for leaf in report.leaves]
+    assert names == ["hidden/kernel", "output/kernel", "input times"]
+    for leaf in report.leaves:
+        assert leaf.norm > 0
+        assert leaf.differences <= 1e-6
+    assert report.delay <= 1e-9  # A delay is no change.
+
+    wrong = Network([hidden.clone(gradient=without_resets), model.layers[1]])
+    maxima = {"read": lambda trace: trace.maximum().value}
+    report = check_gradients(wrong, variables, inputs, directions=1, **maxima)
+    before, after, times = report.leaves
+    for leaf in (before, times):
+        assert leaf.own > 1e-2
+        assert leaf.differences > 1e-3
+    assert after.own <= 1e-9
+    assert after.differences <= 1e-6
+    assert report.delay > 1e-3
+
+
+def test_a_wrong_reading_is_seen_by_differences_alone():
+    class FirstTimes(nn.Module):
+        @nn.compact
+        def __call__(self, spikes):
+            return LIF(4)(spikes).first()
+
+    inputs = random_inputs(5)
+    kernel = random_kernel(inputs.size, 4).at[:, 3].set(0)  # Silent: inf.
+    variables = {"params": {"LIF_0": {"kernel": kernel}}}
+    for factor in (0.0, 0.01):
+        report = check_gradients(
+            FirstTimes(),
+            variables,
+            inputs,
+            read=functools.partial(changed_by, factor),
+            directions=1,
+        )
+        assert report.ok == (factor == 0), str(report)
+        assert report.leaves[0].own <= 1e-9
+        error = {leaf.name: leaf.differences for leaf in report.leaves}
+        assert (min(error.values()) > 1e-4) == (factor > 0)
+        # One per cent more on one side: 0.01 / 2.01 of both.
+        np.testing.assert_allclose(report.delay, factor / (2 + factor), atol=1e-9)
+
+
 def test_what_cannot_be_checked_is_refused():
     inputs, layer = random_inputs(), LIF(2)
     variables = {"params": {"kernel": random_kernel(inputs.size, layer.features)}}
 
-    class FirstTimes(nn.Module):
+    class Pair(nn.Module):
         @nn.compact
         def __call__(self, spikes):
-            return LIF(2)(spikes).first()
+            return spikes, LIF(2)(spikes)
 
     class NoLayer(nn.Module):
         @nn.compact
@@ -225,8 +278,10 @@ def test_what_cannot_be_checked_is_refused():
     with pytest.raises(ValueError, match='variables has no "params"'):
         check_gradients(layer, variables["params"], inputs)
     wrapped = {"params": {"LIF_0": variables["params"]}}
-    with pytest.raises(TypeError, match=r"FirstTimes returned .*expected Spikes"):
-        check_gradients(FirstTimes(), wrapped, inputs)
+    with pytest.raises(TypeError, match=r"Pair returned tuple, read as tuple, expec"):
+        check_gradients(Pair(), wrapped, inputs)
+    with pytest.raises(TypeError, match=r"Pair returned tuple, read as Spikes, expec"):
+        check_gradients(Pair(), wrapped, inputs, read=lambda outputs: outputs[1])
     with pytest.raises(ValueError, match=r"NoLayer ran no jaxsnn\.layers\.LIF"):
         check_gradients(NoLayer(), variables, inputs)
     with pytest.raises(ValueError, match="directions is 0"):

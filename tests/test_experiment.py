@@ -7,17 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import yinyang, yinyang_analytic, yinyang_chip, yinyang_mot
+from configs import (
+    yinyang,
+    yinyang_analytic,
+    yinyang_chip,
+    yinyang_grid,
+    yinyang_mot,
+)
 from jaxsnn import Spikes, losses
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
+from jaxsnn.layers import GridLI, GridLIF, GridNetwork
+from jaxsnn.surrogate import superspike, triangular
 from jaxsnn.training import TrainingError
 from jaxsnn.training.experiment import (
     GRADIENTS,
     HARDWARE,
     LOSSES,
     READOUTS,
+    SURROGATES,
     create_experiment,
 )
 
@@ -102,12 +111,101 @@ def test_maxima_of_voltages_decide_and_teach():
         create_experiment(config)
 
 
+@pytest.mark.parametrize("name", [*LOSSES, "mot_cross_entropy"])
+def test_a_time_grid_is_one_attribute_of_the_same_experiment(name):
+    config = (yinyang if name in LOSSES else yinyang_mot).get_config()
+    config.model.hidden = (30,)
+    config.loss.name = name
+    exact = create_experiment(config)
+    config.model.dt = 0.05e-3
+    on_grid = create_experiment(config)
+    features = jax.random.uniform(jax.random.key(1), (6, 4))
+    labels = jnp.array([0, 1, 2, 0, 1, 2])
+    inputs = exact.encode(features)
+    key, same = jax.random.key(0), np.testing.assert_array_equal
+    jax.tree.map(same, on_grid.encode(features), inputs)
+    params = exact.model.init(key, inputs)["params"]
+    jax.tree.map(same, on_grid.model.init(key, inputs)["params"], params)
+
+    def run(experiment):
+        @jax.jit
+        @functools.partial(jax.grad, has_aux=True)
+        def loss(params):
+            outputs, state = experiment.model.apply(
+                {"params": params}, inputs, mutable=["events"]
+            )
+            each = experiment.loss(outputs, labels, params, state["events"])
+            return each.mean(), (each, experiment.predict(outputs))
+
+        return loss(params)
+
+    _, (expected, predicted) = run(exact)
+    grads, (each, found) = run(on_grid)
+    np.testing.assert_allclose(each, expected, rtol=0.1)
+    same(found, predicted)
+    for kernel in jax.tree.leaves(grads):
+        assert jnp.isfinite(kernel).all()
+        assert (kernel != 0).any()
+
+
+def test_the_grid_is_what_the_config_says():
+    config = yinyang_grid.get_config()
+    model = create_experiment(config).model
+    assert isinstance(model, GridNetwork)
+    hidden, output = model.layers
+    assert isinstance(hidden, GridLIF)
+    assert isinstance(output, GridLI)
+    assert hidden.dt == output.dt == 0.25e-3
+    assert hidden.surrogate is superspike(5.0)
+    assert model.steps * hidden.dt > config.encoding.t_late
+    assert yinyang_grid.get_config("smoke").num_epochs == 2
+
+    config.model.steps = None  # As many as reach t_silent.
+    config.loss.t_silent, config.model.dt = 63e-3, 0.3e-3
+    config.model.surrogate, config.model.beta = "triangular", 0.5
+    config.model.hidden = ()
+    config.loss.bump = 1.0  # Of spiking layers only; there is none.
+    experiment = create_experiment(config)
+    assert experiment.model.steps == 210
+    config.model.readout, config.loss.name = "lif", "ttfs_mse"
+    (layer,) = create_experiment(config).model.layers
+    assert layer.surrogate is triangular(0.5)
+    inputs = experiment.encode(jnp.zeros((2, 4)))
+    variables = experiment.model.init(jax.random.key(0), inputs)
+    outputs, state = experiment.model.apply(variables, inputs, mutable=["events"])
+    assert outputs.shape == (2, 210, 3)
+    labels = jnp.array([0, 1])
+    loss = experiment.loss(outputs, labels, variables["params"], state["events"])
+    expected = losses.mot_cross_entropy(outputs.max(1), labels)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hardware": "simulated_chip", "model.readout": "lif"}, "has no time grid"),
+        ({"hardware": "simulated_chip"}, "has no time grid"),
+        ({"model.slots": 50}, "room for all spikes; leave config.model.slots at None"),
+        ({"model.steps": 0}, "config.model.steps is 0, expected 1 or more"),
+        ({"model.steps": None, "model.dt": 0.0}, r"config\.model: dt is 0.0, expected"),
+        ({"model.dt": -1e-3}, r"config\.model: dt is -0.001, expected"),
+        ({"model.beta": 0.0}, r"config\.model: beta is 0.0, expected"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(change, message):
+    config = yinyang_grid.get_config()
+    config.update_from_flattened_dict(change)
+    with pytest.raises(TrainingError, match=message):
+        create_experiment(config)
+
+
 @pytest.mark.parametrize(
     ("field", "options"),
     [
         ("loss.name", LOSSES),
         ("model.gradient", GRADIENTS),
         ("model.readout", READOUTS),
+        ("model.surrogate", SURROGATES),
         ("hardware", HARDWARE),
     ],
 )
