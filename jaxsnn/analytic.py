@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsnn.dynamics import Neuron, psp_slope
+from jaxsnn.dynamics import Neuron
 from jaxsnn.record import (
     Record,
     Recurrent,
     State,
+    arrival_pull,
     arrived,
     current,
     elapsed,
     feedback,
+    release_pull,
+    releases,
     slope_at_threshold,
     start_of_run,
     synaptic_decay,
@@ -69,31 +72,36 @@ def _attach_jvp(primals, tangents):
     _, change = jax.jvp(gap, primals[:5], tangents[:5])
     slope = _attach_slope(*primals[:5], times, record.slope)
     solve = _solve_own if recurrent is None else _solve_coupled
-    dt = solve(neuron, times, change, slope, recurrent)
+    release = None
+    if neuron.refractory:
+        release = release_pull(*primals[:5], times=times)
+    dt = solve(neuron, times, change, slope, release, recurrent)
     # The mask also keeps out what a loss may return for a time of inf.
     return times, jnp.where(times < NO_TIME, dt, 0)
 
 
-def _solve_own(neuron, times, change, slope, recurrent):
+def _solve_own(neuron, times, change, slope, release, recurrent):
     """Changes of the spike times, where a neuron's spikes depend on its own only."""
     del recurrent
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
     wait, both = elapsed(times[..., 1:], times[..., :-1])
     decay = jnp.where(both, jnp.exp(-wait / neuron.over(-1).tau_mem), 0)
+    if release is not None:  # Then a spike acts on the next one only.
+        decay, jump = release[..., 1:], 1.0
     decay = jnp.concatenate([jnp.zeros_like(times[..., :1]), decay], axis=-1)
 
     def step(earlier: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:
         change, slope, decay = spike
         own = earlier * decay
         dt = (jump * own - change) / slope
-        return own + dt, dt
+        return (dt if release is not None else own + dt), dt
 
     spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (change, slope, decay))
     _, dt = lax.scan(step, jnp.zeros_like(times[..., 0]), spikes)
     return jnp.moveaxis(dt, 0, -1)
 
 
-def _solve_coupled(neuron, times, change, slope, recurrent):
+def _solve_coupled(neuron, times, change, slope, release, recurrent):
     """Changes of the spike times, one spike after the other, first to last."""
     batch, neurons, n = times.shape
     rows = jnp.arange(batch)
@@ -103,20 +111,28 @@ def _solve_coupled(neuron, times, change, slope, recurrent):
         for x in (neuron.tau_mem, neuron.tau_syn, neuron.v_th - neuron.v_reset)
     )
 
+    held = releases(neuron, times)
+
     def step(changes: Array, place: Array) -> tuple[Array, None]:
         target, slot = jnp.divmod(place, n)
         at = times[rows, target, slot]
         since = delay[:, target].T[..., None]
-        dt, after = arrived(at[:, None, None], times, since)
         one = neuron
         if jax.tree.leaves(neuron):
             one = Neuron(tau_mem[target][:, None, None], tau_syn[target][:, None, None])
-        heard = jnp.where(after, psp_slope(one, dt), 0) * changes
-        heard = jnp.sum(recurrent.kernel[:, target].T[..., None] * heard, axis=(1, 2))
-        dt, after = arrived(at[:, None], times[rows, target], 0.0)
-        decay = jnp.where(after, jnp.exp(-dt / tau_mem[target][:, None]), 0)
-        own = jnp.sum(changes[rows, target] * decay, axis=-1)
-        own *= (jump / tau_mem)[target]
+        if release is None:
+            own_release = None
+            dt, after = arrived(at[:, None], times[rows, target], 0.0)
+            decay = jnp.where(after, jnp.exp(-dt / tau_mem[target][:, None]), 0)
+            own = jnp.sum(changes[rows, target] * decay, axis=-1)
+            own *= (jump / tau_mem)[target]
+        else:
+            own_release = held[rows, target, slot][:, None, None]
+            before = changes[rows, target, jnp.maximum(slot - 1, 0)]
+            own = jnp.where(slot > 0, before * release[rows, target, slot], 0)
+        heard = arrival_pull(one, at[:, None, None], times, since, own_release)
+        heard = recurrent.kernel[:, target].T[..., None] * heard * changes
+        heard = jnp.sum(heard, axis=(1, 2))
         each = heard + own - change[rows, target, slot]
         each = each / slope[rows, target, slot]
         each = jnp.where(at < NO_TIME, each, 0)
@@ -145,7 +161,7 @@ def _attach_slope_jvp(primals, tangents):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
         i = current(neuron, kernel, inputs, opening, times)
         if recurrent is not None:
-            i += feedback(synaptic_decay, neuron, recurrent, times)
+            i += feedback(synaptic_decay, neuron, recurrent, times, times)
         return slope_at_threshold(neuron.over(-1), i)
 
     _, change = jax.jvp(at_threshold, primals[:6], tangents[:6])

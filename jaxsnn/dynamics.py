@@ -45,6 +45,8 @@ class Neuron:
       v_th: threshold. Voltages, currents and weights share one arbitrary unit.
       v_leak: resting voltage. Above `v_th` the neuron fires without any input.
       v_reset: voltage right after a spike, below `v_th`.
+      t_ref: absolute refractory period in seconds: for so long after a spike the
+        voltage stays at `v_reset`, while the current goes on.
     """
 
     tau_mem: Parameter = 10e-3
@@ -52,6 +54,7 @@ class Neuron:
     v_th: Parameter = 1.0
     v_leak: Parameter = 0.0
     v_reset: Parameter = 0.0
+    t_ref: Parameter = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges of what is known."""
@@ -72,6 +75,10 @@ class Neuron:
                     f"{name} is {getattr(self, name)}, expected a positive time in"
                     " seconds, such as 10e-3."
                 )
+        if "t_ref" in known and (known["t_ref"] < 0).any():
+            raise ValueError(
+                f"t_ref is {self.t_ref}, expected a time in seconds, 0 or more."
+            )
         if {"v_reset", "v_th"} <= known.keys() and (
             known["v_reset"] >= known["v_th"]
         ).any():
@@ -109,6 +116,11 @@ class Neuron:
     def uniform(self) -> bool:
         """Whether all neurons have the same time constants, known beforehand."""
         return _constant(self.tau_mem) and _constant(self.tau_syn)
+
+    @property
+    def refractory(self) -> bool:
+        """Whether a spike is followed by a time without voltage."""
+        return not (_constant(self.t_ref) and self.t_ref == 0)
 
     @property
     def fires_unprompted(self) -> bool:
@@ -217,8 +229,8 @@ def peaks_above(neuron: Neuron, v: Array, i: Array) -> Array:
     """
     needed = neuron.v_th - neuron.v_leak
     if neuron.twofold:  # q^2 = (1 + u)^2 / 4
-        total = i + (v - neuron.v_leak)
-        return total * total > 4 * needed * i
+        total = i + (v - neuron.v_leak)  # Negative: it rises to rest, not beyond.
+        return (total > 0) & (total * total > 4 * needed * i)
     return i * jnp.exp(-peak_phase(neuron, v, i)) > needed
 
 

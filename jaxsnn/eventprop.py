@@ -31,8 +31,11 @@ from jaxsnn.record import (
     Record,
     Recurrent,
     State,
+    arrival_pull,
     arrived,
     elapsed,
+    release_pull,
+    releases,
     start_of_run,
     threshold_gap,
 )
@@ -82,20 +85,29 @@ def _attach_fwd(*arguments):
 
 def _attach_bwd(residuals, grad_times):
     neuron, kernel, inputs, start, record, recurrent = residuals
+
+    def gap(neuron, kernel, inputs, start, recurrent):
+        opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
+        return threshold_gap(neuron, kernel, inputs, opening, record.times, recurrent)
+
+    given = (neuron, kernel, inputs, start, recurrent)
+    release = release_pull(*given, times=record.times) if neuron.refractory else None
     if recurrent is None:
-        mu = _multipliers(neuron, record, grad_times)
+        mu = _multipliers(neuron, record, grad_times, release)
     else:
-        mu = _coupled_multipliers(neuron, record, grad_times, recurrent)
+        mu = _coupled_multipliers(neuron, record, grad_times, release, recurrent)
+    if neuron.refractory:
+        # What came before a release acts through the current there: no plain sum.
+        *grads, grad_recurrent = jax.vjp(gap, *given)[1](-mu)
+        grads = jax.tree.map(_first_order, (*grads, None, grad_recurrent))
+        return tuple(grads)
     grad_neuron, grad_recurrent = neuron, recurrent
     if jax.tree.leaves((neuron, recurrent)):
 
-        def gap(neuron: Neuron, recurrent: Recurrent | None) -> Array:
-            opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
-            return threshold_gap(
-                neuron, kernel, inputs, opening, record.times, recurrent
-            )
+        def by_rest(neuron: Neuron, recurrent: Recurrent | None) -> Array:
+            return gap(neuron, kernel, inputs, start, recurrent)
 
-        grad_neuron, grad_recurrent = jax.vjp(gap, neuron, recurrent)[1](-mu)
+        grad_neuron, grad_recurrent = jax.vjp(by_rest, neuron, recurrent)[1](-mu)
     # [n, batch, neurons]: the spikes of each neuron, against the inputs' events.
     times, mu = jnp.moveaxis(record.times, -1, 0), jnp.moveaxis(mu, -1, 0)
     places = Places.of(inputs)
@@ -205,8 +217,13 @@ def _pull_back(
     return total, jnp.sum(places.weights(kernel) * jnp.sum(slope, axis=0), axis=-1)
 
 
-def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
-    r"""The multipliers :math:`\mu_s`, 0 where there is no spike."""
+def _multipliers(
+    neuron: Neuron, record: Record, grad_times: Array, release: Array | None
+) -> Array:
+    r"""The multipliers :math:`\mu_s`, 0 where there is no spike.
+
+    With a refractory period, a spike acts on the next one only: by its `release`.
+    """
     spiked = record.times < NO_TIME
     grad = jnp.where(spiked, grad_times, 0)
     inverse = jnp.where(spiked, 1 / record.slope, 0)
@@ -215,13 +232,15 @@ def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
     jump = (neuron.v_th - neuron.v_reset) / neuron.tau_mem
     wait, both = elapsed(record.times[..., 1:], record.times[..., :-1])
     decay = jnp.where(both, jnp.exp(-wait / neuron.over(-1).tau_mem), 0)
+    if release is not None:
+        decay, jump = release[..., 1:], 1.0
     decay = jnp.concatenate([decay, jnp.zeros_like(decay[..., :1])], axis=-1)
 
     def step(later: Array, spike: tuple[Array, ...]) -> tuple[Array, Array]:
         grad, inverse, decay = spike
         own = later * decay
         mu = (grad + jump * own) * inverse
-        return own + mu, mu
+        return (mu if release is not None else own + mu), mu
 
     spikes = tuple(jnp.moveaxis(x, -1, 0) for x in (grad, inverse, decay))
     _, mu = lax.scan(step, jnp.zeros_like(grad[..., 0]), spikes, reverse=True)
@@ -229,7 +248,11 @@ def _multipliers(neuron: Neuron, record: Record, grad_times: Array) -> Array:
 
 
 def _coupled_multipliers(
-    neuron: Neuron, record: Record, grad_times: Array, recurrent: Recurrent
+    neuron: Neuron,
+    record: Record,
+    grad_times: Array,
+    release: Array | None,
+    recurrent: Recurrent,
 ) -> Array:
     r"""The multipliers where spikes act on other neurons of the layer as well.
 
@@ -240,26 +263,35 @@ def _coupled_multipliers(
     times = record.times
     batch, neurons, n = times.shape
     rows = jnp.arange(batch)
-    each = neuron.over(-1)
     spiked = times < NO_TIME
     grad = jnp.where(spiked, grad_times, 0)
     inverse = jnp.where(spiked, 1 / record.slope, 0)
     delay = jnp.broadcast_to(recurrent.delay, recurrent.kernel.shape)
     tau_mem = jnp.broadcast_to(jnp.asarray(neuron.tau_mem, times.dtype), (neurons,))
     jump = jnp.broadcast_to(neuron.v_th - neuron.v_reset, (neurons,)) / tau_mem
+    held = releases(neuron, times)
     order = argsort_times(times.reshape(batch, -1))
     total = jnp.max(jnp.sum(spiked, axis=(1, 2)))
+
+    def own(mu: Array, source: Array, slot: Array, sent: Array) -> Array:
+        if release is not None:
+            after = jnp.minimum(slot + 1, n - 1)
+            next_one = mu[rows, source, after] * release[rows, source, after]
+            return jnp.where(slot + 1 < n, next_one, 0)
+        dt, after = arrived(times[rows, source], sent[:, None], 0.0)
+        decay = jnp.where(after, jnp.exp(-dt / tau_mem[source][:, None]), 0)
+        return jump[source] * jnp.sum(mu[rows, source] * decay, axis=-1)
 
     def step(k: Array, mu: Array) -> Array:
         source, slot = jnp.divmod(order[:, total - 1 - k], n)
         sent = times[rows, source, slot]
-        dt, after = arrived(times, sent[:, None, None], delay[source][..., None])
-        pull = jnp.where(after, mu * psp_slope(each, dt), 0)
-        pull = jnp.sum(recurrent.kernel[source][..., None] * pull, axis=(1, 2))
-        dt, after = arrived(times[rows, source], sent[:, None], 0.0)
-        decay = jnp.where(after, jnp.exp(-dt / tau_mem[source][:, None]), 0)
-        own = jnp.sum(mu[rows, source] * decay, axis=-1)
-        h = grad[rows, source, slot] + jump[source] * own + pull
+        since = sent[:, None, None]
+        pull = arrival_pull(
+            neuron.over(-1), times, since, delay[source][..., None], held
+        )
+        pull = recurrent.kernel[source][..., None] * mu * pull
+        h = grad[rows, source, slot] + own(mu, source, slot, sent)
+        h += jnp.sum(pull, axis=(1, 2))
         return mu.at[rows, source, slot].set(h * inverse[rows, source, slot])
 
     return lax.fori_loop(0, total, step, jnp.zeros_like(grad))

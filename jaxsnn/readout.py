@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsnn.dynamics import Neuron, Time, drive, flow, peak_phase, psp
-from jaxsnn.record import Places, free_voltage
+from jaxsnn.record import Places, free_voltage, synaptic_decay
 from jaxsnn.spikes import NO_TIME, Spikes
 
 
@@ -41,17 +41,17 @@ class Maximum(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["kernel", "inputs", "until"],
-    meta_fields=["neuron"],
+    data_fields=["neuron", "kernel", "inputs", "until"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
     """Voltages of leaky integrators, as a function of time that can be asked.
 
     The integrators rest at `v_leak` until their first input. Inputs are meant to be at
-    times of 0 or later. What the methods return
-    is exact to rounding and differentiable with respect to the kernel and the times of
-    the inputs. Under `jax.vmap`, ask inside the mapped function.
+    times of 0 or later. What the methods return is exact to rounding and differentiable
+    with respect to the kernel, the times of the inputs and the arrays in `neuron`.
+    Under `jax.vmap`, ask inside the mapped function.
 
     Example::
 
@@ -96,7 +96,7 @@ class Trace:
 
     def current(self, at: Time) -> Array:
         """Synaptic current; an event at exactly the time has acted. As `voltage`."""
-        return self._sum(lambda dt: jnp.exp(-dt / self.neuron.tau_syn), at)
+        return self._sum(functools.partial(synaptic_decay, self.neuron), at)
 
     def integral(self, until: Time | None = None) -> Array:
         r"""Integral of the voltage from 0 to the end of the window, in V s.
@@ -149,8 +149,8 @@ class Trace:
         end = self._end(until)
         # An event at the very end would have no part in the value, but in its slope.
         inputs = self.inputs.reshape_batch(-1).window(-NO_TIME, end)
-        fixed = lax.stop_gradient((self.kernel, inputs, end))
-        peak, place = find_maximum(self.neuron, *fixed)
+        fixed = lax.stop_gradient((self.neuron, self.kernel, inputs, end))
+        peak, place = find_maximum(*fixed)
         moving = jnp.pad(inputs.time, ((0, 0), (0, 1))).at[:, -1].set(end)
         moving = jnp.take_along_axis(moving, jnp.maximum(place, 0), axis=-1)
         time = jnp.where(place >= 0, moving, lax.stop_gradient(peak))
@@ -179,10 +179,18 @@ class Trace:
         since = places.time[:, :, None]
         after = (times[:, None] >= since) & (since < NO_TIME)
         dt = jnp.where(after, times[:, None] - jnp.where(after, since, 0), 0)
-        responses = jnp.where(after, response(dt), 0)  # [batch, places, T]
-        per_source = functools.partial(places.per_source, size=inputs.size)
-        per_source = jax.vmap(per_source, in_axes=-1, out_axes=-1)
-        total = jnp.einsum("bjt,jn->bnt", per_source(responses), self.kernel)
+        if self.neuron.uniform:
+            responses = jnp.where(after, response(dt), 0)  # [batch, places, T]
+            per_source = functools.partial(places.per_source, size=inputs.size)
+            per_source = jax.vmap(per_source, in_axes=-1, out_axes=-1)
+            total = jnp.einsum("bjt,jn->bnt", per_source(responses), self.kernel)
+        else:  # Each neuron has a response of its own.
+            # At inf, derivatives by time constants would be inf * 0.
+            slowest = jnp.maximum(self.neuron.tau_mem, self.neuron.tau_syn)
+            dt = jnp.minimum(dt[..., None], lax.stop_gradient(800 * slowest))
+            responses = jnp.where(after[..., None], response(dt), 0)
+            weights = places.weights(self.kernel)[:, :, None]
+            total = jnp.moveaxis(jnp.sum(weights * responses, axis=1), -1, 1)
         total = total.reshape(*batch, self.kernel.shape[1], -1)
         return total if at.ndim else total[..., 0]
 

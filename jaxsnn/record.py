@@ -14,13 +14,13 @@ simulation, another simulator, or a chip.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsnn.dynamics import Neuron, Parameter, Time, drive, psp
+from jaxsnn.dynamics import Neuron, Parameter, Time, drive, psp, psp_slope
 from jaxsnn.spikes import NO_TIME, Spikes
 
 
@@ -149,7 +149,11 @@ def elapsed(at: Array, since: Array) -> tuple[Array, Array]:
 
 
 def respond(
-    response: Callable[[Array], Array], kernel: Array, inputs: Spikes, at: Array
+    response: Callable[[Array], Array],
+    kernel: Array,
+    inputs: Spikes,
+    at: Array,
+    since: Array | None = None,
 ) -> Array:
     """Sums a response to each input event over the inputs, at the neurons' own times.
 
@@ -158,6 +162,7 @@ def respond(
       kernel: weights, ``[inputs.size, neurons]``.
       inputs: spikes, ``[batch, slots]``.
       at: times of interest, ``[batch, neurons, n]``.
+      since: times of the same shape; only events after them count.
 
     Returns:
       The sums, ``[batch, neurons, n]``.
@@ -165,6 +170,10 @@ def respond(
     places = Places.of(inputs)
     at = jnp.moveaxis(at, -1, 0)[:, :, None, :]  # [n, batch, places, neurons]
     dt, after = elapsed(at, places.time[:, :, None])
+    if since is not None:
+        since = jnp.moveaxis(since, -1, 0)[:, :, None, :]
+        after &= places.time[:, :, None] > since
+        dt = jnp.where(after, dt, 0)
     responses = jnp.where(after, response(dt), 0)
     return jnp.moveaxis(jnp.sum(places.weights(kernel) * responses, axis=2), 0, -1)
 
@@ -205,8 +214,10 @@ def feedback(
     neuron: Neuron,
     recurrent: Recurrent,
     times: Array,
+    at: Array,
+    since: Array | None = None,
 ) -> Array:
-    """Sums a response to the layer's own spikes, at the neurons' own spikes after them.
+    """Sums a response to the layer's own spikes, at the neurons' own times after them.
 
     One source after the other, which bounds the memory, that of a gradient too.
 
@@ -215,6 +226,8 @@ def feedback(
       neuron: parameters.
       recurrent: connections of the layer with itself.
       times: spikes of the layer, ``[batch, neurons, n]``.
+      at: times of interest, ``[batch, neurons, n]``.
+      since: times of the same shape; only arrivals after them count.
 
     Returns:
       The sums, ``[batch, neurons, n]``.
@@ -226,7 +239,10 @@ def feedback(
     @jax.checkpoint
     def add(total: Array, source: tuple[Array, ...]) -> tuple[Array, None]:
         sent, weights, delay = source  # [batch], [neurons], [neurons]
-        dt, after = arrived(times, sent[:, None, None], delay[:, None])
+        dt, after = arrived(at, sent[:, None, None], delay[:, None])
+        if since is not None:
+            after &= sent[:, None, None] + delay[:, None] > since
+            dt = jnp.where(after, dt, 0)
         return total + weights[:, None] * jnp.where(after, response(each, dt), 0), None
 
     sources = (
@@ -249,6 +265,25 @@ def arrived(at: Array, sent: Array, delay: Array) -> tuple[Array, Array]:
     return jnp.where(after, dt, 0), after
 
 
+def arrival_pull(
+    neuron: Neuron, at: Array, sent: Array, delay: Array, release: Array | None
+) -> Array:
+    """How much earlier arrival of an own spike lifts the voltage at a later time.
+
+    Per time and unit weight; 0 where it arrives later. What arrives before a release
+    acts through the current there.
+    """
+    dt, after = arrived(at, sent, delay)
+    pull = jnp.where(after, psp_slope(neuron, dt), 0)
+    if release is None:
+        return pull
+    held = after & (release > sent + delay)
+    wait = jnp.where(held, release - sent - delay, 0)
+    rest = jnp.where(held, at - release, 0)
+    early = -synaptic_decay(neuron, wait) / neuron.tau_syn * psp(neuron, rest)
+    return jnp.where(held, early, pull)
+
+
 def threshold_gap(
     neuron: Neuron,
     kernel: Array,
@@ -256,15 +291,37 @@ def threshold_gap(
     start: State | None,
     times: Array,
     recurrent: Recurrent | None = None,
+    previous: Array | None = None,
 ) -> Array:
-    """Voltage over threshold at the neurons' own spikes, were each not to spike there.
+    r"""Voltage over threshold at the neurons' own spikes, were each not to spike there.
 
-    It is 0 by definition. What matters are its derivatives by all but the last
-    argument: those of the voltage at a spike while all spikes stay where they are.
+    It is 0 by definition. What matters are its derivatives by all but the times: those
+    of the voltage at a spike while all spikes stay where they are. After a refractory
+    period, which forgets the voltage, that starts from the release
+    :math:`t_r = t_{s-1} + t_\mathrm{ref}`:
+
+    .. math::
+        V(t) = v_\mathrm{leak}
+            + (v_\mathrm{reset} - v_\mathrm{leak}) e^{-(t - t_r)/\tau_m}
+            + I(t_r) k(t - t_r) + \sum_{t_r < t_j \le t} w_j k(t - t_j).
+
+    Args:
+      neuron: parameters.
+      kernel: weights, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      start: state at the beginning; at rest if None.
+      times: the layer's spikes, ``[batch, neurons, n]``.
+      recurrent: connections of the layer with itself, if any.
+      previous: spikes before those, of the same shape, -inf for none; an argument of
+        its own for a derivative of its own. Used with a refractory period only.
     """
+    if neuron.refractory:
+        return _gap_after_release(
+            neuron, kernel, inputs, start, times, recurrent, previous
+        )
     gap = free_voltage(neuron, kernel, inputs, start, times)
     if recurrent is not None:
-        gap += feedback(psp, neuron, recurrent, times)
+        gap += feedback(psp, neuron, recurrent, times, times)
     if not jax.tree.leaves(neuron):
         return gap  # Short of a constant.
     each = neuron.over(-1)
@@ -273,6 +330,64 @@ def threshold_gap(
     decay = jnp.where(after, jnp.exp(-dt / each.over(-1).tau_mem), 0)
     resets = (each.v_th - each.v_reset) * jnp.sum(decay, axis=-1)
     return gap - resets - each.v_th
+
+
+def previous_spikes(times: Array) -> Array:
+    """The own spike before each, ``-inf`` for none, ``[batch, neurons, n]``."""
+    none = jnp.full_like(times[..., :1], -NO_TIME)
+    return jnp.concatenate([none, times[..., :-1]], axis=-1)
+
+
+def releases(neuron: Neuron, times: Array) -> Array | None:
+    """End of the refractory period before each spike, ``-inf`` for none."""
+    if not neuron.refractory:
+        return None
+    return previous_spikes(times) + neuron.over(-1).t_ref
+
+
+def release_pull(*given: Any, times: Array) -> Array:
+    """How much an earlier own spike before lifts the voltage at each, per time.
+
+    Args:
+      *given: as for `threshold_gap`, without times and recurrent connections first.
+      times: the layer's spikes.
+    """
+    neuron, kernel, inputs, start, recurrent = given
+    previous = previous_spikes(times)
+
+    def gap(previous: Array) -> Array:
+        return threshold_gap(neuron, kernel, inputs, start, times, recurrent, previous)
+
+    one = jnp.where(previous > -NO_TIME, jnp.ones_like(times), 0)
+    return -jax.jvp(gap, (previous,), (one,))[1]
+
+
+def _gap_after_release(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    times: Array,
+    recurrent: Recurrent | None,
+    previous: Array | None,
+) -> Array:
+    """`threshold_gap` from the end of the last refractory period."""
+    each = neuron.over(-1)
+    previous = previous_spikes(times) if previous is None else previous
+    again = (previous > -NO_TIME) & (times < NO_TIME)
+    release = jnp.where(again, previous + each.t_ref, 0)
+    at = jnp.where(again, times, 0)
+    i = current(neuron, kernel, inputs, start, release)
+    v = respond(lambda dt: psp(neuron, dt), kernel, inputs, at, release)
+    first = free_voltage(neuron, kernel, inputs, start, times)
+    if recurrent is not None:
+        i += feedback(synaptic_decay, neuron, recurrent, times, release)
+        v += feedback(psp, neuron, recurrent, times, at, release)
+        first += feedback(psp, neuron, recurrent, times, times)
+    dt = at - release
+    v += i * psp(each, dt)
+    v += each.v_leak + (each.v_reset - each.v_leak) * jnp.exp(-dt / each.tau_mem)
+    return jnp.where(again, v, first) - each.v_th
 
 
 def state_after(

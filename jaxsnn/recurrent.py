@@ -100,22 +100,35 @@ def _by_event(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
     def going(carry: tuple) -> Array:
         return jnp.any(carry[-1])
 
+    def hold(release: Array, now: Array, dt: Array) -> Array:
+        """Refractory part of the next `dt`."""
+        if not neuron.refractory:
+            return jnp.zeros(())
+        return jnp.clip(release - now[:, None], 0, dt[:, None])
+
     def step(carry: tuple) -> tuple:
-        v, i, now, cursor, count, mail, record, _ = carry
+        v, i, now, cursor, count, release, mail, record, _ = carry
         arrival = _next_arrival(inputs, kernel.shape[0], cursor, mail, neurons)
         stop = jnp.minimum(arrival.time, until)
-        dt = jnp.where(stop > now, stop - now, 0)[:, None]
+        total = jnp.where(stop > now, stop - now, 0)
+        # A neuron that is refractory begins later.
+        held = hold(release, now, total)
+        dt = total[:, None] - held
+        i_free = i * jnp.exp(-held / neuron.tau_syn)
         may = (count < max_spikes) & (dt > 0)
-        found = crosses(neuron, v, i, *flow(neuron, v, i, dt)) & may
-        wait = crossing_time(neuron, jnp.where(found, v, neuron.v_th), i, dt)
-        wait = jnp.where(found, wait, NO_TIME)
+        found = crosses(neuron, v, i_free, *flow(neuron, v, i_free, dt)) & may
+        wait = crossing_time(neuron, jnp.where(found, v, neuron.v_th), i_free, dt)
+        wait = jnp.where(found, held + wait, NO_TIME)
         first = jnp.argmin(wait, axis=1).astype(jnp.int32)
         fires = jnp.any(found, axis=1)
-        wait = jnp.where(fires, jnp.min(wait, axis=1), dt[:, 0])
+        wait = jnp.where(fires, jnp.min(wait, axis=1), total)
         arrives = ~fires & (arrival.time < until)
         going = fires | arrives
         # A sample that has come to its end stays where it is.
-        v_next, i_next = flow(neuron, v, i, jnp.where(going, wait, 0)[:, None])
+        wait = jnp.where(going, wait, 0)
+        held = hold(release, now, wait)
+        i_free = i * jnp.exp(-held / neuron.tau_syn)
+        v_next, i_next = flow(neuron, v, i_free, wait[:, None] - held)
         now = jnp.where(arrives, stop, jnp.where(fires, now + wait, now))
 
         here = fires[:, None] & (jnp.arange(neurons) == first[:, None])
@@ -126,6 +139,7 @@ def _by_event(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
             record.slope.at[rows, first, slot].set(slope, mode="drop"),
         )
         v_next = jnp.where(here, neuron.v_reset, v_next)
+        release = jnp.where(here, now[:, None] + neuron.t_ref, release)
         count += here.astype(count.dtype)
 
         weights = table[arrival.row]
@@ -138,9 +152,10 @@ def _by_event(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
         mail = _take(mail, taken, arrival.source, delay, record.times)
         sent = jnp.repeat(here, neurons, axis=1) if pairs else here
         mail = _post(mail, sent, now[:, None] + delay)
-        return v_next, i_next, now, cursor, count, mail, record, going
+        return v_next, i_next, now, cursor, count, release, mail, record, going
 
-    carry = (rest.v, rest.i, rest.time, cursor, rest.count, mail)
+    release = jnp.full_like(rest.v, -NO_TIME)
+    carry = (rest.v, rest.i, rest.time, cursor, rest.count, release, mail)
     carry += (Record(nothing, nothing), jnp.ones(batch, bool))
     return lax.while_loop(going, step, carry)[-2]
 
@@ -155,75 +170,78 @@ def _by_window(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
     # The last row is that of an event that carries nothing.
     table = jnp.pad(jnp.concatenate([kernel, recurrent.kernel]), ((0, 1), (0, 0)))
     rest = at_rest(neuron, batch, neurons, dtype)
+    room = ARRIVALS_PER_WINDOW
+    # Beyond the last input and the last spike there are only empty slots.
+    pad = ((0, 0), (0, room))
+    input_time = jnp.pad(inputs.time.astype(dtype), pad, constant_values=NO_TIME)
+    input_row = jnp.pad(inputs.index, pad, constant_values=NO_INDEX)
     shape = (batch, neurons) if wide else (neurons, batch)
     nothing = jnp.full((max_spikes, *shape), NO_TIME, dtype)
-    room = ARRIVALS_PER_WINDOW
+    rows = jnp.arange(batch)[:, None]
+    spike_row = jnp.broadcast_to(kernel.shape[0] + jnp.arange(neurons), rest.v.shape)
 
     def lanes(x: Array) -> Array:
         return x if wide else x.T
 
-    def by_neuron(times: Array) -> Array:
-        return jnp.transpose(times, (1, 2, 0) if wide else (2, 1, 0))
-
-    def following(cursor: Array, mail: _Mail) -> _Arrival:
-        return _next_arrival(inputs, kernel.shape[0], cursor, mail, neurons)
-
-    def collect(end: Array, cursor: Array, mail: _Mail, times: Array) -> tuple:
-        """Lists what arrives before `end`, which is moved forward if it is too much."""
-        empty = (
-            jnp.full((batch, room), NO_TIME, dtype),
-            jnp.full((batch, room), NO_INDEX, jnp.int32),
-        )
-
-        def coming(carry: tuple) -> Array:
-            k, _, _, _, _, arrival = carry
-            return (k < room) & jnp.any(arrival.time < end)
-
-        def take(carry: tuple) -> tuple:
-            k, time, row, cursor, mail, arrival = carry
-            arrives = arrival.time < end
-            time = time.at[:, k].set(jnp.where(arrives, arrival.time, NO_TIME))
-            row = row.at[:, k].set(jnp.where(arrives, arrival.row, NO_INDEX))
-            cursor += (arrives & arrival.is_input).astype(jnp.int32)
-            taken = arrives & ~arrival.is_input
-            mail = _take(mail, taken, arrival.source, delay, by_neuron(times))
-            return k + 1, time, row, cursor, mail, following(cursor, mail)
-
-        carry = (jnp.int32(0), *empty, cursor, mail, following(cursor, mail))
-        k, time, row, cursor, mail, arrival = lax.while_loop(coming, take, carry)
-        return k, time, row, cursor, mail, jnp.minimum(end, arrival.time)
+    def due(times: Array, number: Array) -> Array:
+        """When spike `number` of each source arrives, ``[batch, neurons]``."""
+        slot = lanes(jnp.minimum(number, max_spikes - 1))[None]
+        sent = lanes(jnp.take_along_axis(times, slot, axis=0)[0])
+        return jnp.where(number < max_spikes, sent, NO_TIME) + delay
 
     def window(carry: tuple) -> tuple:
-        v, i, now, cursor, count, mail, record, _ = carry
-        # Where no neuron is about to fire, the window begins with the next arrival.
+        v, i, now, cursor, count, release, delivered, record, _ = carry
+        # What comes next: inputs, and of each source the next spike under way.
+        coming = jnp.minimum(cursor[:, None], inputs.time.shape[1]) + jnp.arange(room)
+        time = jnp.take_along_axis(input_time, coming, 1)
+        row = jnp.take_along_axis(input_row, coming, 1)
+        time = jnp.concatenate([time, due(record.times, delivered)], axis=1)
+        row = jnp.concatenate([row, spike_row], axis=1)
+        time, place = lax.top_k(-time, room + 1)  # Of equal ones, the first.
+        time, beyond = -time[:, :-1], -time[:, -1]
+        place = place[:, :-1]
+
+        # Where no neuron is about to fire, the window begins with the next arrival. It
+        # ends before another spike of the same source arrives, or too many.
         active = count < max_spikes
         rising = jnp.any(crosses(neuron, v, i, neuron.v_leak, 0 * i) & active, axis=1)
-        begin = jnp.where(rising, now, jnp.maximum(now, following(cursor, mail).time))
-        end = jnp.minimum(begin + shortest, until)
-        number, time, row, cursor, mail, end = collect(end, cursor, mail, record.times)
+        begin = jnp.where(rising, now, jnp.maximum(now, time[:, 0]))
+        # A delay lost in rounding is as long as can be.
+        end = jnp.maximum(begin + shortest, jnp.nextafter(begin, NO_TIME))
+        end = jnp.minimum(end, until)
+        second = jnp.min(due(record.times, delivered + 1), axis=1)
+        arrives = (time < end[:, None]) & (time <= second[:, None])
+        end = jnp.minimum(end, jnp.minimum(second, beyond))
+        is_input = place < room
+        cursor += jnp.sum(arrives & is_input, axis=1, dtype=jnp.int32)
+        source = jnp.where(is_input, neurons, place - room)
+        delivered = delivered.at[rows, source].add(
+            arrives.astype(jnp.int32), mode="drop"
+        )
+        row = jnp.where(arrives, jnp.take_along_axis(row, place, 1), NO_INDEX)
+        number = jnp.max(jnp.sum(arrives, axis=1, dtype=jnp.int32))
 
         # An event that carries nothing opens the first interval.
-        time = jnp.minimum(jnp.concatenate([now[:, None], time], 1), end[:, None])
         row = jnp.pad(row, ((0, 0), (1, 0)), constant_values=NO_INDEX)
-        bounds = jnp.concatenate([time, end[:, None]], axis=1)
+        bounds = jnp.concatenate([now[:, None], time, end[:, None]], axis=1)
+        bounds = jnp.minimum(bounds, end[:, None])
         step = Lockstep(neuron, table, row, bounds, max_spikes, wide)
         walkers, record = step.advance(
-            jnp.int32(0), number + 1, step.place(v, i, count), record
+            jnp.int32(0), number + 1, step.place(v, i, count, release), record
         )
-        v, i, after = (lanes(x) for x in (walkers.v, walkers.i, walkers.count))
-        # The first spike that is not yet posted is the first of this window.
-        fired = after > count
-        slot = lanes(jnp.minimum(count, max_spikes - 1))[None]
-        earliest = lanes(jnp.take_along_axis(record.times, slot, axis=0)[0])
-        mail = _post(mail, fired, earliest + delay)
+        v, i, count = (lanes(x) for x in (walkers.v, walkers.i, walkers.count))
+        release = lanes(walkers.release)
         # Without arrivals and without a neuron about to fire, nothing will happen.
         going = (end < until) & (rising | (begin < NO_TIME))
-        return v, i, end, cursor, after, mail, record, going
+        return v, i, end, cursor, count, release, delivered, record, going
 
-    carry = (rest.v, rest.i, rest.time, jnp.zeros(batch, jnp.int32), rest.count)
-    carry += (_no_mail(batch, delay), Record(nothing, nothing), jnp.ones(batch, bool))
+    free = jnp.full_like(rest.v, -NO_TIME)
+    carry = (rest.v, rest.i, rest.time, jnp.zeros(batch, jnp.int32), rest.count, free)
+    carry += (jnp.zeros_like(rest.count), Record(nothing, nothing))
+    carry += (jnp.ones(batch, bool),)
     record = lax.while_loop(lambda c: jnp.any(c[-1]), window, carry)[-2]
-    return Record(by_neuron(record.times), by_neuron(record.slope))
+    axes = (1, 2, 0) if wide else (2, 1, 0)
+    return Record(*(jnp.transpose(x, axes) for x in record))
 
 
 def _delays(recurrent: Recurrent, dtype) -> Array:

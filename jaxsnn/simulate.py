@@ -73,7 +73,8 @@ def simulate(
     # Neurons and samples are lanes alike; vector units want the longer axis last.
     wide = neurons >= batch
     step = Lockstep(neuron, kernel, index, bounds, max_spikes, wide)
-    walkers = step.place(start.v, start.i, start.count)
+    free = jnp.full_like(start.v, -NO_TIME)  # A refractory layer starts from rest.
+    walkers = step.place(start.v, start.i, start.count, free)
     nothing = jnp.full((max_spikes, *walkers.v.shape), NO_TIME, dtype)
     record = Record(nothing, nothing)
 
@@ -98,7 +99,10 @@ class Walkers(NamedTuple):
       i: current there.
       resume: number of the event that the neuron takes next. Of one that waits for its
         spike to be solved, plus `Lockstep.waiting`; of one that is done, out of reach.
-      since: time of the last own spike.
+      since: time from which the voltage of a neuron that waits goes on, if that is
+        later than its event: of the last own spike, or the end of its refractory
+        period.
+      release: end of the last refractory period, -inf if there was none.
       count: spikes so far.
     """
 
@@ -106,6 +110,7 @@ class Walkers(NamedTuple):
     i: Array
     resume: Array
     since: Array
+    release: Array
     count: Array  # type: ignore[assignment]
 
 
@@ -144,11 +149,12 @@ class Lockstep:
         # time constant of its own for each neuron, that is not possible.)
         self.interval = Flow.over(neuron, self.length) if neuron.uniform else None
 
-    def place(self, v: Array, i: Array, count: Array) -> Walkers:
+    def place(self, v: Array, i: Array, count: Array, release: Array) -> Walkers:
         """Puts neurons, ``[batch, neurons]``, before the first event."""
-        v, i, count = self._lanes(v), self._lanes(i), self._lanes(count)
+        v, i, count, release = (self._lanes(x) for x in (v, i, count, release))
         resume = jnp.where(count < self.max_spikes, 0, self.never).astype(jnp.int32)
-        return Walkers(v, i, resume, jnp.zeros_like(v), count)
+        since = jnp.full_like(v, -NO_TIME)
+        return Walkers(v, i, resume, since, release, count)
 
     def advance(
         self, first: Array, stop: Array, walkers: Walkers, record: Record
@@ -174,7 +180,8 @@ class Lockstep:
             walkers, record = carry
             start = jnp.maximum(first, jnp.min(walkers.resume))
             walk = (start, *walkers[:3])
-            _, v, i, resume = lax.while_loop(walking, self._pass_over, walk)
+            pass_over = functools.partial(self._pass_over, walkers.release)
+            _, v, i, resume = lax.while_loop(walking, pass_over, walk)
             walkers = walkers._replace(v=v, i=i, resume=resume)
             return self._settle(walkers, record, stop)
 
@@ -192,7 +199,7 @@ class Lockstep:
         """Looks up every neuron's own event, in a table ``[batch, slots]``."""
         return self._lanes(jnp.take_along_axis(table, self._lanes(place), 1))
 
-    def _pass_over(self, carry: tuple) -> tuple:
+    def _pass_over(self, release: Array, carry: tuple) -> tuple:
         """Takes the neurons that walk through one event and the interval after it."""
         k, v, i, resume = carry
         neuron, row, length = self.neuron, self.index[k], self.length[k]
@@ -203,7 +210,13 @@ class Lockstep:
             over = Flow(*(self._per_sample(factor[k]) for factor in self.interval))
         i = jnp.where(resume <= k, i + weights, i)
         v_end, i_end = over.advance(neuron, v, i)
-        stops = crosses(neuron, v, i, v_end, i_end) & self._per_sample(length > 0)
+        lasts = self._per_sample(length > 0)
+        stops = crosses(neuron, v, i, v_end, i_end) & lasts
+        if neuron.refractory:
+            held = release > self._per_sample(self.left.T[k])
+            v_end = jnp.where(held, v, v_end)
+            freed = held & (release < self._per_sample(self.right.T[k])) & lasts
+            stops = jnp.where(held, freed, stops)
         resume = jnp.where((resume <= k) & stops, self.waiting + k, resume)
         # In this form, all of it compiles to one pass over the lanes.
         return (
@@ -217,33 +230,42 @@ class Lockstep:
         self, walkers: Walkers, record: Record, stop: Array
     ) -> tuple[Walkers, Record]:
         """Emits one spike of every neuron that waits."""
-        v, i, resume, since, count = walkers
+        v, i, resume, since, release, count = walkers
         neuron = self.neuron
         waits = (resume >= self.waiting) & (resume < self.never)
         place = jnp.clip(resume - self.waiting, 0, self.slots - 1)
         # Past a spike inside the interval, the neuron stands there.
         begin = jnp.where(waits, jnp.maximum(since, self._at(self.left, place)), 0)
-        dt = jnp.where(waits, self._at(self.right, place) - begin, 0)
+        end = self._at(self.right, place)
+        dt = jnp.where(waits, end - begin, 0)
+        # A neuron that waits for its release is not one that fires.
+        fires = waits & (release <= begin) if neuron.refractory else waits
         # The others are put on the threshold, where the solver is done at once.
-        wait = crossing_time(neuron, jnp.where(waits, v, neuron.v_th), i, dt)
+        wait = crossing_time(neuron, jnp.where(fires, v, neuron.v_th), i, dt)
+        if neuron.refractory:
+            wait = jnp.where(fires, wait, jnp.where(waits, release - begin, 0))
         i_at = i * jnp.exp(-wait / neuron.tau_syn)
         spike = Record(begin + wait, slope_at_threshold(neuron, i_at))
-        record = _write(record, count, waits, spike)
+        record = _write(record, count, fires, spike)
         since = jnp.where(waits, begin + wait, since)
-        count += waits.astype(count.dtype)
+        count += fires.astype(count.dtype)
         resume = jnp.where(waits, resume, jnp.maximum(resume, stop))
         if self.max_spikes == 1:  # All that were waiting are done now.
             resume = jnp.where(waits, self.never, resume)
-            return Walkers(v, i, resume, since, count), record
+            return Walkers(v, i, resume, since, release, count), record
         dt = jnp.where(dt > wait, dt - wait, 0)
         v_reset = jnp.asarray(neuron.v_reset, v.dtype)
         v_end, i_end = flow(neuron, v_reset, i_at, dt)
         again = (dt > 0) & crosses(neuron, v_reset, i_at, v_end, i_end)
+        if neuron.refractory:
+            release = jnp.where(fires, since + neuron.t_ref, release)
+            again = jnp.where(fires, release < end, again)  # It waits for its release.
+            v_end = jnp.where(fires, v_reset, v_end)
         v = jnp.where(waits, jnp.where(again, v_reset, v_end), v)
         i = jnp.where(waits, jnp.where(again, i_at, i_end), i)
         resume = jnp.where(waits & ~again, place + 1, resume)
         resume = jnp.where(count < self.max_spikes, resume, self.never)
-        return Walkers(v, i, resume, since, count), record
+        return Walkers(v, i, resume, since, release, count), record
 
 
 def _write(record: Record, slot: Array, where: Array, spike: Record) -> Record:

@@ -1,5 +1,6 @@
 """Spiking layers as Flax Linen modules."""
 
+from jaxsnn.layers.delay import Delay as Delay
 from jaxsnn.layers.grid import GridLI as GridLI
 from jaxsnn.layers.grid import GridLIF as GridLIF
 from jaxsnn.layers.grid import GridNetwork as GridNetwork
@@ -10,3 +11,4 @@ from jaxsnn.layers.initializers import spread_normal as spread_normal
 from jaxsnn.layers.li import LI as LI
 from jaxsnn.layers.lif import LIF as LIF
 from jaxsnn.layers.network import Network as Network
+from jaxsnn.layers.parameters import Bounded as Bounded

@@ -35,8 +35,8 @@ class LI(nn.Module):
     The layer computes nothing until asked: it returns a `jaxsnn.readout.Trace`, whose
     `voltage`, `current`, `maximum` and `integral` are exact to rounding, for any ratio
     of the time constants, and have exact gradients, in forward and reverse mode, with
-    respect to the kernel and the times of the inputs. A run is one window: unlike a
-    `LIF`, the layer does not continue from a state.
+    respect to the kernel, the times of the inputs, and what is learned of the neurons.
+    A run is one window: unlike a `LIF`, the layer does not continue from a state.
 
     Example::
 
@@ -56,7 +56,10 @@ class LI(nn.Module):
 
     Attributes:
       features: number of neurons.
-      tau_mem: membrane time constant in seconds.
+      tau_mem: membrane time constant in seconds. Like the next two, a number, an array
+        (a constant for each neuron), or an initializer such as
+        ``nn.initializers.constant(10e-3)``: then it is learned, see
+        `jaxsnn.layers.parameters`. Numbers are faster: one sum serves all neurons.
       tau_syn: synaptic time constant in seconds.
       v_leak: resting voltage, in the unit of the weights.
       kernel_init: initializer of the kernel, of shape ``[inputs.size, features]``.

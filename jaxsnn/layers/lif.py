@@ -59,8 +59,9 @@ class LIF(nn.Module):
     of each neuron since the start of the run, and, for this window, the number of
     spikes that found no slot (`dropped`) and of inputs older than the state (`late`).
     Given that collection back, it continues the run. A plain ``apply`` starts from
-    rest at time 0 and writes nothing. (With delays or recurrent connections spikes may
-    be under way at the end; such a layer reports counts, and always starts from rest.)
+    rest at time 0 and writes nothing. (With delays, recurrent connections or a
+    refractory period, more than that is under way at the end; such a layer reports
+    counts, and always starts from rest.)
 
     Example::
 
@@ -88,6 +89,8 @@ class LIF(nn.Module):
       v_th: threshold, in the unit of the weights.
       v_leak: resting voltage; above `v_th` the neurons fire without input.
       v_reset: voltage right after a spike, below `v_th`.
+      t_ref: absolute refractory period in seconds, in which the voltage stays at
+        `v_reset` and the current goes on.
       max_spikes: spikes per neuron and run. Having fired that often, a neuron stays
         silent; 1 is the convention of time-to-first-spike coding.
       slots: spikes of the layer per window and sample. The earliest are kept, the
@@ -120,6 +123,7 @@ class LIF(nn.Module):
     v_th: Value = 1.0
     v_leak: Value = 0.0
     v_reset: Value = 0.0
+    t_ref: Value = 0.0
     max_spikes: int = 1
     slots: int | None = None
     kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)
@@ -199,6 +203,11 @@ class LIF(nn.Module):
         kernel = kernel_of(self, inputs)
         neuron = neuron_of(self)
         delay, recurrent = self._delay(inputs.size), self._recurrent()
+        if not _traced(until, neuron.t_ref) and np.any(np.asarray(neuron.t_ref) > until):
+            raise ValueError(
+                f"t_ref of {self._label} is {neuron.t_ref}, longer than the window that"
+                f" ends at {until}; times are in seconds."
+            )
         batch = inputs.time.shape[:-1]
         inputs = inputs.reshape_batch(-1)
         n = inputs.time.shape[0]
@@ -253,10 +262,11 @@ class LIF(nn.Module):
 
     def population(self) -> Population:
         """The layer as a device sees it."""
-        if self.recurrent or self.delay is not None:
+        if not self._continues:
             raise ValueError(
-                f"{self._label} has recurrent connections or delays, which no backend"
-                " of this package runs yet; leave out the backend."
+                f"{self._label} has recurrent connections, delays or a refractory"
+                " period, which no backend of this package runs yet; leave out the"
+                " backend."
             )
         kernel = self.get_variable("params", "kernel")
         return Population(self.name or "LIF", self.neuron, kernel, self.max_spikes)
@@ -335,15 +345,16 @@ class LIF(nn.Module):
     @property
     def _continues(self) -> bool:
         """Whether a run can be continued: spikes under way are not part of a state."""
-        return not self.recurrent and self.delay is None
+        refractory = not (isinstance(self.t_ref, int | float) and self.t_ref == 0)
+        return not self.recurrent and self.delay is None and not refractory
 
     def _given_state(self, batch: int) -> State | None:
         """State to continue from, if one was given."""
         if not self._continues and self.has_variable("events", "count"):
             raise ValueError(
-                f"{self._label} has recurrent connections or delays and starts every"
-                " run from rest, since spikes under way would be lost; leave out the"
-                " collection 'events'."
+                f"{self._label} has recurrent connections, delays or a refractory"
+                " period and starts every run from rest, since spikes under way would"
+                " be lost; leave out the collection 'events'."
             )
         if not self.has_variable("events", "v"):
             return None

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from jaxsnn.backend import Backend
 from jaxsnn.dynamics import Time
+from jaxsnn.layers.delay import Delay
 from jaxsnn.layers.li import LI
 from jaxsnn.layers.lif import LIF, device_key
 from jaxsnn.layers.parameters import label
@@ -23,7 +24,8 @@ class Network(nn.Module):
 
     The last layer may be an `LI`; the network then returns its `Trace`. Such a network
     runs one window from rest, and on no backend as a whole: what a device reports is
-    spikes. Give the backend to the `LIF` layers one by one.
+    spikes. Give the backend to the `LIF` layers one by one. The same holds for networks
+    with a `Delay` between layers.
 
     Example::
 
@@ -45,7 +47,7 @@ class Network(nn.Module):
       backend: what finds the spikes of all layers; by default each layer's own.
     """
 
-    layers: Sequence[LIF | LI]
+    layers: Sequence[LIF | LI | Delay]
     backend: Backend | None = None
     # Layers keep the names they were given; unnamed ones are layers_0, layers_1, ...
     preserve_adopted_names: ClassVar[bool] = True
@@ -54,7 +56,7 @@ class Network(nn.Module):
         """Runs all layers through one window and returns what the last one does."""
         if not self.layers:
             raise ValueError("Network has no layers.")
-        self._check_readout()
+        self._check_layers()
         self.layers[0].check_inputs(inputs)
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
@@ -67,16 +69,17 @@ class Network(nn.Module):
             spikes = layer(spikes, until=until, **observed)
         return spikes
 
-    def _check_readout(self) -> None:
-        """Raises if an `LI` is asked for what only spiking layers can do."""
+    def _check_layers(self) -> None:
+        """Raises if an `LI` or a `Delay` is asked for what only a `LIF` can do."""
         for layer in self.layers:
-            if not isinstance(layer, LI):
+            if isinstance(layer, LIF):
                 continue
             if self.backend is not None:
+                lacks = "no spikes" if isinstance(layer, LI) else "no neurons"
                 raise ValueError(
-                    f"Network.backend is set, but {label(layer)} has no spikes, and a"
-                    " device reports nothing else. Leave the backend out here and give"
-                    " it to each LIF: LIF(..., backend=...)."
+                    f"Network.backend is set, but {label(layer)} has {lacks}, and a"
+                    " device reports spikes of neurons. Leave the backend out here and"
+                    " give it to each LIF: LIF(..., backend=...)."
                 )
             if self.variables.get("events"):
                 raise ValueError(

@@ -1,64 +1,202 @@
-"""Attributes of layers that are a number, an array, or a parameter to be learned.
+r"""Attributes of layers that are a number, an array, or a parameter to be learned.
 
 A number or an array is a constant. A callable is an initializer, such as
-``nn.initializers.constant(10e-3)``, which makes a parameter of the layer; bounds are
-kept by the form in which it is stored, never by clipping.
+``nn.initializers.constant(10e-3)``, which makes a parameter of the layer. Bounds are
+kept by the form in which it is stored, never by clipping the value: a time constant is
+:math:`e^p`, a threshold :math:`v_\mathrm{reset} + e^p`, and what is `Bounded` a sigmoid
+of the parameter :math:`p`. An optimizer's step, however large, cannot leave the range.
 """
 
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from jaxsnn.dynamics import Neuron, Parameter
 from jaxsnn.spikes import Spikes, _traced
 
 Value = float | Array | np.ndarray | tuple[float, ...] | nn.initializers.Initializer
 
+_LARGEST_LOG = 30.0  # Its exponential is beyond all use, but its square is finite.
+_MARGIN = 1e-3  # Of the range of a `Bounded` value, where it starts from its edges.
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    r"""A learned value that stays in a range and, if asked to, on a grid.
+
+    .. math:: x = l + (h - l)\,\sigma(p)
+
+    for the parameter :math:`p`, stored as ``logit_<name>``. It goes where an initializer
+    goes: what a device can realise, its time constants or its delays, is written as
+    ``LIF(8, delay=Bounded(0.0, 5e-3, step=0.1e-3))``.
+
+    With a `step`, the value is the nearest of :math:`l, l + \Delta, \dots, h`, and its
+    gradient is that of :math:`x` without rounding (straight-through). That is the one
+    place where a gradient is not the derivative of what was computed, which is zero
+    almost everywhere; the gradients of all else, at the rounded value, stay exact.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxsnn import Spikes
+      >>> from jaxsnn.layers import Bounded, Delay
+      >>> layer = Delay(Bounded(0.0, 5e-3, step=1e-3, init=2.2e-3))
+      >>> inputs = Spikes.from_times(jnp.array([[1e-3]]))
+      >>> outputs, variables = layer.init_with_output(jax.random.key(0), inputs)
+      >>> print(f"{outputs.time[0] * 1e3:.1f} ms")
+      3.0 ms
+
+    Attributes:
+      low: least value.
+      high: largest value.
+      step: distance of the values on the grid; None for all values in the range.
+      init: first value, a number or an initializer; by default uniform in the range.
+        At an edge the gradient is zero, so that what would start there, or closer than
+        a thousandth of the range, starts at that distance.
+
+    Raises:
+      ValueError: an empty range, or one that is no whole number of steps.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+    init: float | nn.initializers.Initializer | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if not (math.isfinite(self.low) and self.low < self.high < math.inf):
+            raise ValueError(
+                f"low is {self.low} and high is {self.high}, expected two finite"
+                " numbers, low below high."
+            )
+        if self.step is not None:
+            steps = (self.high - self.low) / self.step if self.step > 0 else 0
+            if round(steps) < 1 or abs(steps - round(steps)) > 1e-6 * steps:
+                raise ValueError(
+                    f"step is {self.step}, expected a whole number of steps from low,"
+                    f" {self.low}, to high, {self.high}."
+                )
+        init = self.init
+        if isinstance(init, numbers.Real) and not self.low <= init <= self.high:
+            raise ValueError(
+                f"init is {init}, expected a value from {self.low} to {self.high}."
+            )
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """First values, as an initializer."""
+        if self.init is None:
+            return jax.random.uniform(key, shape, dtype, self.low, self.high)
+        if callable(self.init):
+            return self.init(key, shape, dtype)
+        return jnp.full(shape, self.init, dtype)
+
+    def parameter(self, value: Array) -> Array:
+        """The parameter of a value."""
+        fraction = (value - self.low) / (self.high - self.low)
+        return jax.scipy.special.logit(jnp.clip(fraction, _MARGIN, 1 - _MARGIN))
+
+    def value(self, parameter: Array) -> Array:
+        """The value of a parameter."""
+        value = self.low + (self.high - self.low) * jax.nn.sigmoid(parameter)
+        if self.step is None:
+            return value
+        nearest = self.low + self.step * jnp.round((value - self.low) / self.step)
+        # In this order the sum is the rounded value to the last bit.
+        return lax.stop_gradient(nearest) + (value - lax.stop_gradient(value))
+
 
 def param(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
 ) -> Array:
     """The module's parameter; where it is only looked at, one that exists already."""
-    if module.has_variable("params", name):
-        return module.get_variable("params", name)
-    return module.param(name, init, shape, getattr(module, "param_dtype", jnp.float32))
-
-
-def positive(
-    module: nn.Module, name: str, value: Value, shape: tuple[int, ...], above: Any = 0.0
-) -> Parameter:
-    r"""A value above `above`: :math:`a + e^{p}` for the parameter :math:`p`, if learned.
-
-    The parameter is called ``log_<name>``; its steps are relative ones.
-    """
-    if not callable(value):
-        return constant(module, name, value, shape)
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        first = value(key, shape, dtype) - above
-        if not _traced(first) and not (np.asarray(first) > 0).all():
-            raise ValueError(
-                f"the initializer of {module.name or type(module).__name__}.{name}"
-                f" returns {np.min(np.asarray(first + above))}, which is not above"
-                f" {above}; its logarithm is what is learned."
-            )
-        return jnp.log(first)
-
-    return above + jnp.exp(param(module, f"log_{name}", init, shape))
+    if not module.has_variable("params", name):
+        dtype = getattr(module, "param_dtype", jnp.float32)
+        return module.param(name, init, shape, dtype)
+    found = module.get_variable("params", name)
+    if jnp.shape(found) != shape:
+        raise ValueError(
+            f"{label(module)} has a parameter {name} of shape {jnp.shape(found)},"
+            f" expected {shape}."
+        )
+    return found
 
 
 def free(
     module: nn.Module, name: str, value: Value, shape: tuple[int, ...]
 ) -> Parameter:
-    """A value without bounds."""
+    """A value with the bounds that it has itself, if it is `Bounded`, else with none."""
     if not callable(value):
         return constant(module, name, value, shape)
-    return param(module, name, value, shape)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        low, high = -math.inf, math.inf
+        if isinstance(value, Bounded):
+            low, high = value.low, value.high
+        first = value(key, shape, dtype)
+        within = (low <= first) & (first <= high) & jnp.isfinite(first)
+        expected = f"values from {low} to {high}"
+        _check_first(module, name, first, within, expected)
+        return value.parameter(first) if isinstance(value, Bounded) else first
+
+    if isinstance(value, Bounded):
+        return value.value(param(module, f"logit_{name}", init, shape))
+    return param(module, name, init, shape)
+
+
+def beyond(
+    module: nn.Module,
+    name: str,
+    value: Value,
+    shape: tuple[int, ...],
+    edge: Parameter,
+    side: int = 1,
+) -> Parameter:
+    r"""A value above `edge`, or below it if `side` is -1: :math:`x = a \pm e^p`.
+
+    The parameter :math:`p` is called ``log_<name>``; its steps are relative ones. What
+    is `Bounded` keeps to its own bounds instead.
+    """
+    if not callable(value) or isinstance(value, Bounded):
+        return free(module, name, value, shape)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        first = value(key, shape, dtype)
+        gap = side * (first - edge)
+        expected = f"values {'above' if side > 0 else 'below'} {edge}"
+        _check_first(module, name, first, (gap > 0) & (gap < math.inf), expected)
+        return jnp.log(gap)
+
+    logarithm = param(module, f"log_{name}", init, shape)
+    # A step that leaves these bounds has lost the neuron, but is not to return NaN.
+    return edge + side * jnp.exp(jnp.clip(logarithm, -_LARGEST_LOG, _LARGEST_LOG))
+
+
+def positive(
+    module: nn.Module, name: str, value: Value, shape: tuple[int, ...]
+) -> Parameter:
+    """A value above 0."""
+    return beyond(module, name, value, shape, 0.0)
+
+
+def _check_first(
+    module: nn.Module, name: str, first: Array, right: Array, expected: str
+) -> None:
+    """Raises if an initializer returned what cannot be learned from."""
+    if not _traced(first, right) and not np.asarray(right).all():
+        wrong = np.asarray(first)[~np.asarray(right)].flat[0]
+        raise ValueError(
+            f"the initializer of {label(module)}.{name} returns {wrong}, expected"
+            f" {expected}."
+        )
 
 
 def constant(
@@ -79,9 +217,10 @@ def constant(
 def neuron_of(module: nn.Module) -> Neuron:
     """The neurons of a layer, from its attributes and, where learned, parameters.
 
-    Learned are ``log_tau_mem``, ``log_tau_syn``, ``v_leak``, ``v_reset``, and
+    Learned are ``log_tau_mem``, ``log_tau_syn``, ``log_t_ref``, ``v_leak``, ``v_reset``, and
     ``log_v_th``, the logarithm of ``v_th - v_reset``. If `v_th` is a constant, then a
-    learned `v_reset` is ``log_v_reset``, the logarithm of that difference.
+    learned `v_reset` is ``log_v_reset``, the logarithm of that difference. What is
+    `Bounded` is ``logit_<name>``, and counts as a constant in that.
     """
     shape = (module.features,)
     at: dict[str, Any] = {
@@ -91,37 +230,44 @@ def neuron_of(module: nn.Module) -> Neuron:
     at["v_leak"] = free(module, "v_leak", module.v_leak, shape)
     if not hasattr(module, "v_th"):
         return Neuron(**at)
+    at["t_ref"] = positive(module, "t_ref", getattr(module, "t_ref", 0.0), shape)
     v_th, v_reset = module.v_th, module.v_reset
-    if callable(v_reset) and not callable(v_th):
-        top = constant(module, "v_th", v_th, shape)
-
-        def below(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-            return top - v_reset(key, shape, dtype)
-
-        gap = positive(module, "v_reset", below, shape)
-        return Neuron(**at, v_th=top, v_reset=top - gap)
-    bottom = free(module, "v_reset", v_reset, shape)
-    return Neuron(
-        **at, v_th=positive(module, "v_th", v_th, shape, bottom), v_reset=bottom
-    )
+    if _unbounded(v_reset) and not _unbounded(v_th):
+        at["v_th"] = free(module, "v_th", v_th, shape)
+        at["v_reset"] = beyond(module, "v_reset", v_reset, shape, at["v_th"], -1)
+    else:
+        at["v_reset"] = free(module, "v_reset", v_reset, shape)
+        at["v_th"] = beyond(module, "v_th", v_th, shape, at["v_reset"])
+    return Neuron(**at)
 
 
 def check_neuron(module: nn.Module) -> None:
-    """Raises for constants out of range, as `Neuron` does, before any work."""
-    fields = {
-        name: getattr(module, name)
-        for name in ("tau_mem", "tau_syn", "v_th", "v_leak", "v_reset")
-        if hasattr(module, name)
-    }
-    numbers = {
-        name: np.asarray(value, float) if isinstance(value, tuple | list) else value
-        for name, value in fields.items()
-        if not callable(value) and not _traced(value)
-    }
-    if ("v_th" in numbers) != ("v_reset" in numbers):
-        numbers.pop("v_th", None)
-        numbers.pop("v_reset", None)
-    Neuron(**numbers)
+    """Raises for constants and bounds out of range, as `Neuron`, before any work."""
+    worst = {}
+    for name in ("tau_mem", "tau_syn", "v_th", "v_leak", "v_reset", "t_ref"):
+        value = getattr(module, name, None)
+        if value is None or _unbounded(value) or _traced(value):
+            continue
+        if isinstance(value, Bounded):
+            value = value.high if name == "v_reset" else value.low
+        sequence = isinstance(value, tuple | list)
+        worst[name] = np.asarray(value, float) if sequence else value
+    if ("v_th" in worst) != ("v_reset" in worst):
+        worst.pop("v_th", None)
+        worst.pop("v_reset", None)
+    Neuron(**worst)
+    for name in ("delay", "recurrent_delay"):
+        value = getattr(module, name, None)
+        if isinstance(value, Bounded) and value.low < 0:
+            raise ValueError(
+                f"{type(module).__name__}.{name} is {value}, expected low to be a time"
+                " in seconds, 0 or more: a spike cannot arrive before it was sent."
+            )
+
+
+def _unbounded(value: Any) -> bool:
+    """Whether a value is learned and has no bounds of its own."""
+    return callable(value) and not isinstance(value, Bounded)
 
 
 def label(module: nn.Module) -> str:
@@ -164,4 +310,3 @@ def check_until(until: Any) -> None:
     """Raises if `until` is not one time."""
     if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
         raise ValueError(f"until is {until!r}, expected one time for the batch.")
-

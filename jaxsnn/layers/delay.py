@@ -1,0 +1,115 @@
+"""Delays of spikes on their way from one layer to the next."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxsnn.dynamics import Time
+from jaxsnn.layers.lif import check_delay
+from jaxsnn.layers.parameters import (
+    Value,
+    check_inputs,
+    check_neuron,
+    check_until,
+    label,
+    positive,
+)
+from jaxsnn.spikes import NO_TIME, Spikes
+
+
+class Delay(nn.Module):
+    r"""Delays the spikes of each source by a time of its own.
+
+    .. math:: t_j \mapsto t_j + d_j
+
+    Between two layers these are delays of axons: each source has one, the same to all
+    of its targets. Delaying the inputs of a neuron and delaying its spikes are the same
+    thing (as long as it rests below its threshold), so behind a layer they are delays of
+    that layer's dendrites as well. Delays of each pair are `LIF.delay`; they cost one
+    run of the simulation for each neuron, and these next to nothing.
+
+    Gradients with respect to delays and input times are exact. With ``mutable=
+    ["events"]`` the layer returns in that collection how many spikes of each sample are
+    still `under_way` at the end of the window. They are lost: a run with delays is one
+    window, from rest.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from jaxsnn import Spikes
+      >>> from jaxsnn.layers import LIF, Delay, Network
+      >>> inputs = Spikes.from_times(jnp.array([[1e-3], [2e-3]]))
+      >>> Delay((4e-3, 0.0)).apply({}, inputs).index
+      Array([1, 0], dtype=int32)
+      >>> learned = Delay(nn.initializers.constant(1e-3), name="axons")
+      >>> network = Network([LIF(8, name="hidden"), learned, LIF(3, name="output")])
+      >>> params = network.init(jax.random.key(0), inputs)["params"]
+      >>> params["axons"]["log_delay"].shape
+      (8,)
+
+    Attributes:
+      delay: times in seconds, 0 or more: a number; an array, one for each source; or
+        an initializer: then there is one for each source, and they are learned, as
+        ``log_delay``, or, in a range and on a grid, as `Bounded`.
+      param_dtype: dtype of delays that are an array or learned.
+    """
+
+    delay: Value
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the delay before any work."""
+        super().__post_init__()
+        check_delay("Delay.delay", self.delay)
+        check_neuron(self)
+
+    @nn.compact
+    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes:
+        """Delays spikes.
+
+        Args:
+          inputs: spikes, ``[*batch, slots]``.
+          until: end of the window in seconds. Spikes that would arrive then or later
+            do not arrive.
+
+        Returns:
+          The spikes as they arrive, of the same shape.
+
+        Raises:
+          TypeError: inputs that are no `Spikes`.
+          ValueError: delays of another number of sources, or a state to continue from.
+        """
+        self.check_inputs(inputs)
+        check_until(until)
+        delay = positive(self, "delay", self.delay, (inputs.size,))
+        delayed = self._delayed(inputs, jnp.broadcast_to(delay, (inputs.size,)))
+        arrived = delayed.window(-NO_TIME, until)
+        if self.is_mutable_collection("events") and not self.is_initializing():
+            sent = jnp.sum(inputs.time < until, axis=-1, dtype=jnp.int32)
+            number = sent - jnp.sum(arrived.time < NO_TIME, axis=-1, dtype=jnp.int32)
+            self.variable("events", "under_way", lambda: None).value = number
+        self.sow("intermediates", "spikes", arrived)
+        return arrived
+
+    def check_inputs(self, inputs: Spikes) -> None:
+        """Raises if the inputs are no spikes, or a run is to be continued."""
+        check_inputs(self, inputs)
+        if self.has_variable("events", "under_way"):
+            raise ValueError(
+                f"{label(self)} starts every run from rest, since spikes under way"
+                " would be lost; leave out the collection 'events'."
+            )
+
+    @staticmethod
+    def _delayed(inputs: Spikes, delay: Array) -> Spikes:
+        # Where there is no spike, no gradient flows, whatever a loss returns for inf.
+        def later(time: Array, delay: Array) -> Array:
+            return jnp.where(time < NO_TIME, time + delay, NO_TIME)
+
+        if inputs.by_source is not None:
+            return Spikes.from_times(later(inputs.by_source, delay[:, None]))
+        time = later(inputs.time, delay[inputs.index])
+        return Spikes.from_events(time, inputs.index, inputs.size)
