@@ -1,12 +1,17 @@
 """Spiking layers as Flax Linen modules."""
 
 from jaxsnn.layers.delay import Delay as Delay
+from jaxsnn.layers.graph import Connection as Connection
+from jaxsnn.layers.graph import Graph as Graph
+from jaxsnn.layers.graph import Population as Population
 from jaxsnn.layers.grid import GridLI as GridLI
 from jaxsnn.layers.grid import GridLIF as GridLIF
 from jaxsnn.layers.grid import GridNetwork as GridNetwork
 from jaxsnn.layers.grid import LICell as LICell
 from jaxsnn.layers.grid import LIFCell as LIFCell
 from jaxsnn.layers.grid import grid_twin as grid_twin
+from jaxsnn.layers.initializers import first_spike_normal as first_spike_normal
+from jaxsnn.layers.initializers import fluctuation_normal as fluctuation_normal
 from jaxsnn.layers.initializers import spread_normal as spread_normal
 from jaxsnn.layers.li import LI as LI
 from jaxsnn.layers.lif import LIF as LIF

@@ -203,7 +203,9 @@ class LIF(nn.Module):
         kernel = kernel_of(self, inputs)
         neuron = neuron_of(self)
         delay, recurrent = self._delay(inputs.size), self._recurrent()
-        if not _traced(until, neuron.t_ref) and np.any(np.asarray(neuron.t_ref) > until):
+        if not _traced(until, neuron.t_ref) and np.any(
+            np.asarray(neuron.t_ref) > until
+        ):
             raise ValueError(
                 f"t_ref of {self._label} is {neuron.t_ref}, longer than the window that"
                 f" ends at {until}; times are in seconds."
@@ -277,23 +279,11 @@ class LIF(nn.Module):
 
     def _run(self, neuron, kernel, inputs, opening, recurrent, until) -> Record:
         """Finds the spikes, without a gradient."""
-        fixed = lax.stop_gradient((neuron, kernel, inputs))
-        if recurrent is None:
-            return simulate(
-                *fixed,
-                start=lax.stop_gradient(opening),
-                max_spikes=self.max_spikes,
-                until=until,
-            )
         by = self.recurrent_by
         if by == "auto":
             by = "window" if self._lockstep() else "event"
-        return simulate_recurrent(
-            *fixed,
-            lax.stop_gradient(recurrent),
-            max_spikes=self.max_spikes,
-            until=until,
-            by=by,
+        return find_spikes(
+            neuron, kernel, inputs, opening, recurrent, self.max_spikes, until, by
         )
 
     def _delayed(self, neuron, kernel, delay, inputs, opening, until) -> Array:
@@ -381,6 +371,28 @@ class LIF(nn.Module):
     @property
     def _label(self) -> str:
         return label(self)
+
+
+def find_spikes(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    recurrent: Recurrent | None,
+    max_spikes: int,
+    until: Time,
+    by: str,
+) -> Record:
+    """Finds the spikes of a layer, with or without connections of its own.
+
+    The record is a constant: nothing is differentiated here.
+    """
+    given = (neuron, kernel, inputs, start, recurrent)
+    neuron, kernel, inputs, start, recurrent = lax.stop_gradient(given)
+    limits: dict[str, Any] = {"max_spikes": max_spikes, "until": until}
+    if recurrent is None:
+        return simulate(neuron, kernel, inputs, start=start, **limits)
+    return simulate_recurrent(neuron, kernel, inputs, recurrent, by=by, **limits)
 
 
 def later(inputs: Spikes, delay: Array) -> Spikes:

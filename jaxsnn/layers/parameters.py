@@ -177,7 +177,10 @@ def beyond(
 
     logarithm = param(module, f"log_{name}", init, shape)
     # A step that leaves these bounds has lost the neuron, but is not to return NaN.
-    return edge + side * jnp.exp(jnp.clip(logarithm, -_LARGEST_LOG, _LARGEST_LOG))
+    gap = jnp.exp(jnp.clip(logarithm, -_LARGEST_LOG, _LARGEST_LOG))
+    beside = edge + side * gap
+    nearest = jnp.nextafter(lax.stop_gradient(beside), side * math.inf)
+    return jnp.where(beside == edge, nearest, beside)  # A gap lost in rounding.
 
 
 def positive(
@@ -206,7 +209,9 @@ def constant(
     if isinstance(value, int | float | np.number):
         return float(value)
     array = np.asarray(value, float) if isinstance(value, tuple | list) else value
-    if not hasattr(array, "shape") or np.broadcast_shapes(array.shape, shape) != shape:
+    found = getattr(array, "shape", (None,))
+    pairs = zip(reversed(found), reversed(shape), strict=False)
+    if len(found) > len(shape) or any(m not in (1, n) for m, n in pairs):
         raise ValueError(
             f"{type(module).__name__}.{name} is {value!r}, expected a number, an"
             f" initializer, or an array that fits {shape}."

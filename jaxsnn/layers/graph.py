@@ -1,0 +1,393 @@
+"""Populations connected in any way: forward, skipping, backward, with themselves."""
+
+import dataclasses
+import graphlib
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from flax import linen as nn
+from jax import Array
+
+from jaxsnn.backend import GradientMethod
+from jaxsnn.dynamics import Neuron, Time
+from jaxsnn.eventprop import eventprop
+from jaxsnn.layers.initializers import spread_normal
+from jaxsnn.layers.lif import check_delay, find_spikes
+from jaxsnn.layers.parameters import (
+    Value,
+    check_neuron,
+    check_until,
+    neuron_of,
+    param,
+    positive,
+)
+from jaxsnn.record import Recurrent, start_of_run
+from jaxsnn.spikes import NO_TIME, Spikes, concatenate
+
+INPUT = "input"
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """Neurons of one kind; the attributes are those of `LIF`."""
+
+    features: int
+    tau_mem: Value = 10e-3
+    tau_syn: Value = 5e-3
+    v_th: Value = 1.0
+    v_leak: Value = 0.0
+    v_reset: Value = 0.0
+    t_ref: Value = 0.0
+    max_spikes: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks the attributes."""
+        for name in ("features", "max_spikes"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Integral) and value >= 1):
+                raise ValueError(
+                    f"Population.{name} is {value!r}, expected a whole number, 1 or"
+                    " more."
+                )
+        check_neuron(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """All spikes of a population go to all neurons of another, or its own.
+
+    Attributes:
+      source: name of a population, or ``"input"``.
+      target: name of a population.
+      kernel_init: initializer of its weights, ``[source size, target size]``.
+      delay: time in seconds that a spike takes; see `LIF.delay` for what it may be. Of
+        connections that are part of no loop: one number, or one for each source,
+        ``[source size, 1]``.
+    """
+
+    source: str
+    target: str
+    kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)
+    delay: Value = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the delay."""
+        check_delay(f"delay of {self.name}", self.delay)
+
+    @property
+    def name(self) -> str:
+        """Name of its weights among the parameters."""
+        return f"{self.source}_to_{self.target}"
+
+
+class Graph(nn.Module):
+    """Populations of leaky integrate-and-fire neurons, connected in any way.
+
+    Populations that do not act on each other in a circle run one after the other. Those
+    that do run as one recurrent layer, whose spikes are found in their exact order,
+    also where they take no time to arrive; see `jaxsnn.recurrent`. Gradients are exact
+    with respect to all weights, delays and learned parameters. The order in which
+    populations and connections are listed changes names and nothing else.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxsnn import Spikes
+      >>> from jaxsnn.layers import Connection, Graph, Population
+      >>> graph = Graph(
+      ...     populations={
+      ...         "excitatory": Population(8, max_spikes=4),
+      ...         "inhibitory": Population(2, max_spikes=4),
+      ...         "output": Population(3),
+      ...     },
+      ...     connections=[
+      ...         Connection("input", "excitatory"),
+      ...         Connection("excitatory", "inhibitory"),
+      ...         Connection("inhibitory", "excitatory", nn.initializers.constant(-1.0)),
+      ...         Connection("excitatory", "output"),
+      ...         Connection("input", "output"),
+      ...     ],
+      ...     outputs="output",
+      ... )
+      >>> inputs = Spikes.from_times(jnp.array([[[1e-3], [2e-3]]]))
+      >>> variables = graph.init(jax.random.key(0), inputs, until=50e-3)
+      >>> variables["params"]["input_to_output"].shape
+      (2, 3)
+      >>> graph.apply(variables, inputs, until=50e-3).size
+      3
+
+    With ``mutable=["events"]``, that collection has the `count` of each population. A
+    run is one window from rest.
+
+    Attributes:
+      populations: by name.
+      connections: between them, at most one from one to another.
+      outputs: name of the population whose spikes are returned, or several names, whose
+        spikes are returned by name.
+      by: how populations in a loop run: ``"event"``, ``"window"``, or ``"auto"``.
+      gradient: the method itself; see `LIF`.
+      param_dtype: dtype of the parameters.
+    """
+
+    populations: Mapping[str, Population]
+    connections: Sequence[Connection]
+    outputs: str | Sequence[str]
+    by: str = "auto"
+    gradient: GradientMethod = eventprop
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks names and loops before any work."""
+        super().__post_init__()
+        if self.by not in ("auto", "event", "window"):
+            raise ValueError(
+                f"Graph.by is {self.by!r}, expected 'auto', 'event' or 'window'."
+            )
+        known = list(self.populations)
+        if INPUT in known:
+            raise ValueError(f"no population can be called {INPUT!r}: the inputs are.")
+        seen = set()
+        for c in self.connections:
+            for name in (c.source, c.target):
+                if name not in known and not (name == INPUT and name != c.target):
+                    raise ValueError(
+                        f"{c.name} connects {name!r}, expected one of {known}"
+                        + (f" or {INPUT!r}." if name == c.source else ".")
+                    )
+            if c.name in seen:
+                raise ValueError(f"there are two connections {c.name}; make it one.")
+            seen.add(c.name)
+        for name in self._outputs():
+            if name not in known:
+                raise ValueError(f"outputs names {name!r}, expected one of {known}.")
+        for name in known:
+            if all(c.target != name for c in self.connections):
+                raise ValueError(f"nothing is connected to population {name!r}.")
+        for loop in self.order():
+            self._check_loop(loop)
+
+    def order(self) -> list[list[str]]:
+        """Groups of populations in the order in which they run; a group is a loop."""
+        names = list(self.populations)
+        links = [
+            (names.index(c.source), names.index(c.target))
+            for c in self.connections
+            if c.source != INPUT
+        ]
+        shape = (len(names), len(names))
+        rows, columns = zip(*links, strict=True) if links else ((), ())
+        matrix = scipy.sparse.coo_matrix(([1] * len(links), (rows, columns)), shape)
+        count, group = scipy.sparse.csgraph.connected_components(
+            matrix, directed=True, connection="strong"
+        )
+        before: dict[int, list[int]] = {n: [] for n in range(count)}
+        for source, target in links:
+            if group[source] != group[target]:
+                before[group[target]].append(group[source])
+        order = graphlib.TopologicalSorter(before).static_order()
+        return [[x for x, g in zip(names, group, strict=True) if g == n] for n in order]
+
+    @nn.compact
+    def __call__(
+        self, inputs: Spikes, until: Time = NO_TIME
+    ) -> Spikes | dict[str, Spikes]:
+        """Runs all populations through one window, from rest.
+
+        Args:
+          inputs: spikes, ``[*batch, slots]``.
+          until: end of the window in seconds. Only events before it count.
+        """
+        if not isinstance(inputs, Spikes):
+            raise TypeError(f"Graph takes jaxsnn.Spikes, not {type(inputs).__name__}.")
+        check_until(until)
+        batch = inputs.time.shape[:-1]
+        spikes = {INPUT: inputs.reshape_batch(-1)}
+        for group in self.order():
+            times = self._run(group, spikes, until)
+            start = 0
+            for name in group:
+                features = self.populations[name].features
+                own = times[:, start : start + features]
+                start += features
+                spikes[name] = Spikes.from_times(own)
+                if self.is_mutable_collection("events") and not self.is_initializing():
+                    count = jnp.sum(own < NO_TIME, axis=-1, dtype=jnp.int32)
+                    count = count.reshape(*batch, features)
+                    self.variable("events", name, dict).value = {"count": count}
+        found = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
+        self.sow("intermediates", "spikes", found)
+        return found[self.outputs] if isinstance(self.outputs, str) else found
+
+    def _run(
+        self, group: Sequence[str], spikes: Mapping[str, Spikes], until: Time
+    ) -> Array:
+        """Spike times of the populations of a group, ``[batch, neurons, n]``."""
+        sizes = {name: self.populations[name].features for name in group}
+        neuron = _joined([self._neuron(name) for name in group], list(sizes.values()))
+        outside = [
+            c for c in self.connections if c.target in sizes and c.source not in sizes
+        ]
+        arriving, kernels = [], []
+        for c in outside:
+            arriving.append(self._delayed(spikes[c.source], c))
+            size = arriving[-1].size
+            row = {n: jnp.zeros((size, sizes[n]), self.param_dtype) for n in sizes}
+            row[c.target] = self._kernel(c, size, sizes[c.target])
+            kernels.append(jnp.concatenate(list(row.values()), axis=1))
+        inputs = concatenate(*arriving) if len(arriving) > 1 else arriving[0]
+        kernel = jnp.concatenate(kernels)
+        recurrent = self._recurrent(sizes)
+        n, dtype = inputs.time.shape[0], jnp.result_type(kernel, inputs.time)
+        start = start_of_run(neuron, None, n, kernel.shape[1], dtype)
+        if start is not None:
+            inputs, _ = inputs.not_before(start.time)
+        by = self.by
+        if by == "auto":
+            by = "window" if self._lockstep(group) else "event"
+        max_spikes = self.populations[group[0]].max_spikes
+        record = find_spikes(
+            neuron, kernel, inputs, start, recurrent, max_spikes, until, by
+        )
+        return self.gradient(neuron, kernel, inputs, start, record, recurrent)
+
+    def _recurrent(self, sizes: Mapping[str, int]) -> Recurrent | None:
+        """Connections among the populations of a loop; None for no loop."""
+        inside = {
+            (c.source, c.target): c
+            for c in self.connections
+            if c.source in sizes and c.target in sizes
+        }
+        if not inside:
+            return None
+        by_source = self._by_source(list(sizes))
+        weights, delays = [], []
+        for source, rows in sizes.items():
+            own = [inside.get((source, target)) for target in sizes]
+            shapes = [(rows, columns) for columns in sizes.values()]
+            pairs = list(zip(own, shapes, strict=True))
+            weights.append(
+                [jnp.zeros(s) if c is None else self._kernel(c, *s) for c, s in pairs]
+            )
+            if by_source:
+                first = next(c for c in own if c is not None)
+                delays.append([self._delay(first, (rows, 1))])
+            else:  # What is not connected never arrives.
+                delays.append(
+                    [
+                        jnp.full(s, NO_TIME) if c is None else self._delay(c, s)
+                        for c, s in pairs
+                    ]
+                )
+        return Recurrent(jnp.block(weights), jnp.block(delays))
+
+    def _check_loop(self, group: Sequence[str]) -> None:
+        """Raises for a loop that cannot run as asked."""
+        limits = {name: self.populations[name].max_spikes for name in group}
+        if len(set(limits.values())) > 1:
+            raise ValueError(
+                f"populations in a loop run as one, with one max_spikes, but got"
+                f" {limits}."
+            )
+        if self.by == "window" and not self._lockstep(group):
+            inside = [c.name for c in self._inside(group)]
+            raise ValueError(
+                f"by='window' takes positive delays, for each source the same to all"
+                f" targets, in the loop of {', '.join(inside)}. Write by='event'."
+            )
+
+    def _inside(self, group: Sequence[str]) -> list[Connection]:
+        return [c for c in self.connections if c.source in group and c.target in group]
+
+    def _by_source(self, group: Sequence[str]) -> bool:
+        """Whether delays in a loop depend on the source only."""
+        delays: dict[str, set[Any]] = {}
+        for c in self._inside(group):
+            per_source = isinstance(c.delay, numbers.Real)
+            if not (per_source or (not callable(c.delay) and _is_column(c.delay))):
+                return False
+            key = float(c.delay) if per_source else np.asarray(c.delay).tobytes()
+            delays.setdefault(c.source, set()).add(key)
+        return all(len(values) == 1 for values in delays.values())
+
+    def _lockstep(self, group: Sequence[str]) -> bool:
+        """Whether a loop, or no loop, can run window by window."""
+        if not self._by_source(group):
+            return False
+        return all(np.all(np.asarray(c.delay) > 0) for c in self._inside(group))
+
+    def _delayed(self, spikes: Spikes, connection: Connection) -> Spikes:
+        """Spikes of a source when they arrive."""
+        delay = connection.delay
+        if isinstance(delay, numbers.Real) and delay == 0:
+            return spikes
+        if not (
+            callable(delay) or isinstance(delay, numbers.Real) or _is_column(delay)
+        ):
+            raise ValueError(
+                f"delay of {connection.name} has shape {np.shape(delay)}, expected a"
+                f" number or [{spikes.size}, 1]: it is not part of a loop."
+            )
+        values = jnp.broadcast_to(
+            self._delay(connection, (spikes.size, 1)), (spikes.size, 1)
+        )
+        if spikes.by_source is not None:
+            return Spikes.from_times(spikes.by_source + values)
+        time = spikes.time + values[spikes.index, 0]
+        return Spikes.from_events(time, spikes.index, spikes.size)
+
+    def _delay(self, connection: Connection, shape: tuple[int, int]) -> Array:
+        name = f"{connection.name}_delay"
+        value = positive(self, name, connection.delay, shape)
+        return jnp.broadcast_to(jnp.asarray(value, self.param_dtype), shape)
+
+    def _kernel(self, connection: Connection, rows: int, columns: int) -> Array:
+        return param(self, connection.name, connection.kernel_init, (rows, columns))
+
+    def _neuron(self, name: str) -> Neuron:
+        return neuron_of(_Scope(self, name))
+
+    def _outputs(self) -> list[str]:
+        return [self.outputs] if isinstance(self.outputs, str) else list(self.outputs)
+
+
+class _Scope:
+    """A population as `neuron_of` sees a layer: its attributes, parameters by name."""
+
+    def __init__(self, graph: Graph, name: str):
+        self._graph, self._spec, self.name = graph, graph.populations[name], name
+        self.param_dtype = graph.param_dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spec, name)
+
+    def has_variable(self, collection: str, name: str) -> bool:
+        return self._graph.has_variable(collection, f"{self.name}_{name}")
+
+    def get_variable(self, collection: str, name: str) -> Any:
+        return self._graph.get_variable(collection, f"{self.name}_{name}")
+
+    def param(self, name: str, *arguments: Any) -> Any:
+        return self._graph.param(f"{self.name}_{name}", *arguments)
+
+
+def _joined(neurons: Sequence[Neuron], sizes: Sequence[int]) -> Neuron:
+    """Neurons of several populations as one; numbers stay numbers where all agree."""
+    fields = {}
+    for field in dataclasses.fields(Neuron):
+        values = [getattr(neuron, field.name) for neuron in neurons]
+        if all(isinstance(v, numbers.Real) and v == values[0] for v in values):
+            fields[field.name] = values[0]
+        else:
+            parts = zip(values, sizes, strict=True)
+            fields[field.name] = jnp.concatenate(
+                [jnp.broadcast_to(jnp.asarray(v), (size,)) for v, size in parts]
+            )
+    return Neuron(**fields)
+
+
+def _is_column(delay: Any) -> bool:
+    return np.ndim(delay) == 2 and np.shape(delay)[1] == 1
