@@ -62,7 +62,7 @@ def _attach(neuron, kernel, inputs, start, recurrent, record):
 
 @_attach.defjvp
 def _attach_jvp(primals, tangents):
-    neuron, kernel, inputs, start, recurrent, record = primals
+    neuron, _, _, _, recurrent, record = primals
     times = _attach(*primals)  # Differentiable, for the next order.
 
     def gap(neuron, kernel, inputs, start, recurrent):

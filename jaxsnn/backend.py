@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from jax import Array
 
 from jaxsnn.dynamics import Neuron, Time
-from jaxsnn.record import Record, State
+from jaxsnn.record import Record, Recurrent, State
 from jaxsnn.spikes import Spikes
 
 
@@ -25,6 +25,7 @@ class GradientMethod(Protocol):
         inputs: Spikes,
         start: State | None,
         record: Record,
+        recurrent: Recurrent | None = None,
     ) -> Array:
         """See `jaxsnn.eventprop.eventprop`, the default."""
         ...

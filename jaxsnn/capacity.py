@@ -244,11 +244,18 @@ class Layer:
 
     name: str
     path: tuple[str, ...]
-    neuron: Neuron
+    module: LIF
     features: int
     max_spikes: int
     slots: int | None
     gradient: Callable[..., Array]
+
+    def neuron(self, variables: Mapping[str, Any]) -> Neuron:
+        """The layer's neurons, with the parameters that the model has for them."""
+        params = variables.get("params", {})
+        for key in self.path:
+            params = params.get(key, {})
+        return self.module.bind({"params": params}).neuron
 
 
 def observe(
@@ -298,7 +305,7 @@ def observe(
         layer = Layer(
             name,
             module.path,
-            module.neuron,
+            module.clone(parent=None, name=None),
             module.features,
             module.max_spikes,
             module.slots,
@@ -307,10 +314,11 @@ def observe(
         layers.setdefault(name, layer)
         method = layer.gradient if gradient is None else gradient(layer)
 
-        def attach(neuron, kernel, inputs, opening, record):
-            scale = neuron.tau_mem / (neuron.v_th - neuron.v_reset)
-            module.sow(_COLLECTION, "slope", jnp.min(record.slope) * scale)
-            return method(neuron, kernel, inputs, opening, record)
+        def attach(neuron, kernel, inputs, opening, record, *recurrent):
+            each = neuron.over(-1)
+            scale = each.tau_mem / (each.v_th - each.v_reset)
+            module.sow(_COLLECTION, "slope", jnp.min(record.slope * scale))
+            return method(neuron, kernel, inputs, opening, record, *recurrent)
 
         with _changed(module, active, changes | {"slots": None, "gradient": attach}):
             found = run(*args, **kwargs)

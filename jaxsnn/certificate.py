@@ -373,7 +373,7 @@ class _Problem:
         self.layers: dict[str, Layer] = {}
         shape, _ = jax.eval_shape(lambda x: self.run(x, None), self.arrays)
         if like is None:
-            neurons = [layer.neuron for layer in self.layers.values()]
+            neurons = [x.neuron(self.variables) for x in self.layers.values()]
             self.scale = max(float(np.max(x.tau_mem)) for x in neurons)
             self.fast = min(
                 float(min(np.min(x.tau_mem), np.min(x.tau_syn))) for x in neurons
@@ -512,7 +512,7 @@ class _Problem:
         """Which input times a difference may move: spikes not at the start of a run."""
         times = np.asarray(self.arrays[-1])
         start = -np.inf
-        if any(x.neuron.fires_unprompted for x in self.layers.values()):
+        if any(x.neuron(self.variables).fires_unprompted for x in self.layers.values()):
             start = 0.0
         for path, leaf in jax.tree_util.tree_leaves_with_path(
             self.variables.get("events", {})

@@ -80,8 +80,8 @@ def _iterate(neuron: Neuron, v: Array, i: Array, dt: Time) -> Array:
     tau_mem, tau_syn = neuron.tau_mem, neuron.tau_syn
     dtype = jnp.result_type(v, i)
     fast = jnp.minimum(tau_mem, tau_syn)
-    # A parabola's step of h leaves an error of order h^3, over the distance to the peak;
-    # a bisection's, of order h.
+    # A parabola's step of h leaves an error of order h^3, over the distance to the
+    # peak; a bisection's, of order h.
     eps = float(jnp.finfo(dtype).eps)
     enough, exact = 0.2 * fast * eps**0.5, 4 * fast * eps
     # The crossing is before the end and, if there is a peak, before the peak. Should

@@ -102,7 +102,7 @@ class Neuron:
         return self
 
     def over(self, *axes: int) -> Self:
-        """Inserts axes into the arrays, to meet values with axes beside the neurons'."""
+        """Inserts axes into the arrays, to meet values that have others as well."""
         return jax.tree.map(lambda x: jnp.expand_dims(x, axes) if x.ndim else x, self)
 
     @property
@@ -110,7 +110,7 @@ class Neuron:
         """Whether ``tau_mem = 2 tau_syn``, where spike times are closed forms."""
         tau_mem, tau_syn = self.tau_mem, self.tau_syn
         constant = _constant(tau_mem) and _constant(tau_syn)
-        return constant and tau_mem == 2 * tau_syn
+        return constant and bool(tau_mem == 2 * tau_syn)
 
     @property
     def uniform(self) -> bool:
@@ -153,10 +153,11 @@ def psp(neuron: Neuron, dt: Time) -> Array:
         return decay - decay * decay
     if not neuron.uniform:
         # Symmetric in both rates, and smooth where they are equal.
-        dt = jnp.minimum(dt, 800 * jnp.maximum(tau_mem, tau_syn))
-        slow = dt / jnp.maximum(tau_mem, tau_syn)
-        fast = dt / jnp.minimum(tau_mem, tau_syn)
-        return dt / tau_mem * jnp.exp(-slow) * _mean_decay(fast - slow)
+        longest = jnp.maximum(tau_mem, tau_syn)
+        dt = jnp.minimum(dt, 800 * longest)  # inf * exp(-inf) would be NaN.
+        late = dt / longest
+        extra = dt / jnp.minimum(tau_mem, tau_syn) - late
+        return dt / tau_mem * jnp.exp(-late) * _mean_decay(extra)
     if tau_mem == tau_syn:
         phase = jnp.minimum(dt / tau_mem, 800.0)  # inf * exp(-inf) would be NaN.
         return phase * jnp.exp(-phase)

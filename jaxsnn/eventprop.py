@@ -53,7 +53,8 @@ def eventprop(
     """Returns the record's spike times, with their exact gradient attached.
 
     Gradients flow to the kernel, to the times of the inputs, to the voltage and current
-    of `start`, and to the arrays in `neuron`. They are those of the spikes that did occur: that a spike
+    of `start`, and to the arrays in `neuron`.
+    They are those of the spikes that did occur: that a spike
     appears or disappears as a weight changes is a jump that no gradient sees. Silent
     neurons get a gradient of zero. The backward pass keeps events, not voltages.
     Reverse mode, first order; `jaxsnn.analytic.analytic` has the rest.

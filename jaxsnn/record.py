@@ -187,7 +187,6 @@ def current(
     neuron: Neuron, kernel: Array, inputs: Spikes, start: State | None, at: Array
 ) -> Array:
     """Synaptic current at the neurons' own times, ``[batch, neurons, n]``."""
-
     total = respond(lambda dt: synaptic_decay(neuron, dt), kernel, inputs, at)
     if start is None:
         return total
@@ -253,7 +252,7 @@ def feedback(
     return lax.scan(add, jnp.zeros_like(times), sources)[0]
 
 
-def arrived(at: Array, sent: Array, delay: Array) -> tuple[Array, Array]:
+def arrived(at: Array, sent: Array, delay: Time) -> tuple[Array, Array]:
     """Time from the arrival of an own spike to `at`, where that is later; and where.
 
     Not where it is the same time: spikes of a layer that happen together do not hear

@@ -355,7 +355,9 @@ def _sort_keys(key: Array) -> Array:
             low, high = jnp.minimum(key, other), jnp.maximum(key, other)
             return jnp.where(is_low[:, None], low, high), None
 
-        return lax.scan(stage, key, _merge_exchange(n))[0]
+        partners, lows = _merge_exchange(n)
+        pairs = jnp.asarray(partners), jnp.asarray(lows)
+        return lax.scan(stage, key, pairs)[0]
 
     return lax.platform_dependent(
         key, cpu=network, default=functools.partial(jnp.sort, axis=0)

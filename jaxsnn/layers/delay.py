@@ -25,10 +25,10 @@ class Delay(nn.Module):
     .. math:: t_j \mapsto t_j + d_j
 
     Between two layers these are delays of axons: each source has one, the same to all
-    of its targets. Delaying the inputs of a neuron and delaying its spikes are the same
-    thing (as long as it rests below its threshold), so behind a layer they are delays of
-    that layer's dendrites as well. Delays of each pair are `LIF.delay`; they cost one
-    run of the simulation for each neuron, and these next to nothing.
+    of its targets. To delay the inputs of a neuron and to delay its spikes is the same
+    (if its leak alone does not make it fire), so that they are delays of dendrites of
+    the layer before as well. Delays of each pair are `LIF.delay`; those cost one run of
+    the simulation for each neuron, these next to nothing.
 
     Gradients with respect to delays and input times are exact. With ``mutable=
     ["events"]`` the layer returns in that collection how many spikes of each sample are

@@ -29,6 +29,7 @@ from jaxsnn.record import Recurrent, start_of_run
 from jaxsnn.spikes import NO_TIME, Spikes, concatenate
 
 INPUT = "input"
+DEFAULT_INIT = spread_normal(15.0, 3.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,13 @@ class Population:
         """Checks the attributes."""
         for name in ("features", "max_spikes"):
             value = getattr(self, name)
-            if not (isinstance(value, numbers.Integral) and value >= 1):
+            if not (isinstance(value, numbers.Integral) and int(value) >= 1):
                 raise ValueError(
                     f"Population.{name} is {value!r}, expected a whole number, 1 or"
                     " more."
                 )
-        check_neuron(self)
+        layer_like: Any = self
+        check_neuron(layer_like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Connection:
 
     source: str
     target: str
-    kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)
+    kernel_init: nn.initializers.Initializer = DEFAULT_INIT
     delay: Value = 0.0
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ class Graph(nn.Module):
       ...     connections=[
       ...         Connection("input", "excitatory"),
       ...         Connection("excitatory", "inhibitory"),
-      ...         Connection("inhibitory", "excitatory", nn.initializers.constant(-1.0)),
+      ...         Connection("inhibitory", "excitatory", delay=1e-3),
       ...         Connection("excitatory", "output"),
       ...         Connection("input", "output"),
       ...     ],
@@ -217,7 +219,8 @@ class Graph(nn.Module):
                 if self.is_mutable_collection("events") and not self.is_initializing():
                     count = jnp.sum(own < NO_TIME, axis=-1, dtype=jnp.int32)
                     count = count.reshape(*batch, features)
-                    self.variable("events", name, dict).value = {"count": count}
+                    report: Any = self.variable("events", name, dict)
+                    report.value = {"count": count}
         found = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
         self.sow("intermediates", "spikes", found)
         return found[self.outputs] if isinstance(self.outputs, str) else found
@@ -235,6 +238,7 @@ class Graph(nn.Module):
         for c in outside:
             arriving.append(self._delayed(spikes[c.source], c))
             size = arriving[-1].size
+            row: dict[str, Array]
             row = {n: jnp.zeros((size, sizes[n]), self.param_dtype) for n in sizes}
             row[c.target] = self._kernel(c, size, sizes[c.target])
             kernels.append(jnp.concatenate(list(row.values()), axis=1))
@@ -306,11 +310,11 @@ class Graph(nn.Module):
         """Whether delays in a loop depend on the source only."""
         delays: dict[str, set[Any]] = {}
         for c in self._inside(group):
-            per_source = isinstance(c.delay, numbers.Real)
-            if not (per_source or (not callable(c.delay) and _is_column(c.delay))):
+            delay: Any = c.delay
+            constant = not callable(delay)
+            if not (constant and (np.ndim(delay) == 0 or _is_column(delay))):
                 return False
-            key = float(c.delay) if per_source else np.asarray(c.delay).tobytes()
-            delays.setdefault(c.source, set()).add(key)
+            delays.setdefault(c.source, set()).add(tuple(np.ravel(delay)))
         return all(len(values) == 1 for values in delays.values())
 
     def _lockstep(self, group: Sequence[str]) -> bool:
@@ -348,7 +352,8 @@ class Graph(nn.Module):
         return param(self, connection.name, connection.kernel_init, (rows, columns))
 
     def _neuron(self, name: str) -> Neuron:
-        return neuron_of(_Scope(self, name))
+        scope: Any = _Scope(self, name)
+        return neuron_of(scope)
 
     def _outputs(self) -> list[str]:
         return [self.outputs] if isinstance(self.outputs, str) else list(self.outputs)

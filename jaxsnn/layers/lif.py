@@ -47,12 +47,13 @@ class LIF(nn.Module):
     touch the threshold is not to cross it.
 
     With ``recurrent=True`` a spike of neuron :math:`n` also adds row :math:`n` of the
-    parameter ``recurrent_kernel`` to the currents of the layer, after `recurrent_delay`.
+    parameter ``recurrent_kernel`` to the layer's currents, after `recurrent_delay`.
     With `delay`, spikes of the inputs take their time to arrive.
 
     Gradients are exact too, with respect to the kernels, to the input times, to delays
-    and to all parameters of the neuron that are learned. They are those of the spikes that did occur: a spike that appears or disappears as
-    weights change is a jump that no gradient sees, and a silent neuron gets zero.
+    and to all parameters of the neuron that are learned. They are those of the spikes
+    that did occur: a spike that appears or disappears as weights change is a jump that
+    no gradient sees, and a silent neuron gets zero.
 
     With ``mutable=["events"]`` the layer returns, in that collection, its state at the
     end of the window (`v`, `i`, and the `time` they hold for), the `count` of spikes
@@ -231,7 +232,7 @@ class LIF(nn.Module):
             (observation,) = backend(
                 [self.population()], inputs, until, device_key(self)
             )
-        counters = {}
+        counters: dict[str, Any] = {}
         if delay is not None:
             times = self._delayed(neuron, kernel, delay, inputs, opening, until)
         elif observation is None:
@@ -270,7 +271,7 @@ class LIF(nn.Module):
                 " period, which no backend of this package runs yet; leave out the"
                 " backend."
             )
-        kernel = self.get_variable("params", "kernel")
+        kernel: Any = self.get_variable("params", "kernel")
         return Population(self.name or "LIF", self.neuron, kernel, self.max_spikes)
 
     def check_inputs(self, inputs: Spikes) -> None:

@@ -34,8 +34,8 @@ class Bounded:
 
     .. math:: x = l + (h - l)\,\sigma(p)
 
-    for the parameter :math:`p`, stored as ``logit_<name>``. It goes where an initializer
-    goes: what a device can realise, its time constants or its delays, is written as
+    for the parameter :math:`p`, stored as ``logit_<name>``. It goes where an
+    initializer goes: the delays that a device can realise are, for example,
     ``LIF(8, delay=Bounded(0.0, 5e-3, step=0.1e-3))``.
 
     With a `step`, the value is the nearest of :math:`l, l + \Delta, \dots, h`, and its
@@ -133,7 +133,7 @@ def param(
 def free(
     module: nn.Module, name: str, value: Value, shape: tuple[int, ...]
 ) -> Parameter:
-    """A value with the bounds that it has itself, if it is `Bounded`, else with none."""
+    """A value with no bounds but its own, if it is `Bounded`."""
     if not callable(value):
         return constant(module, name, value, shape)
 
@@ -222,10 +222,10 @@ def constant(
 def neuron_of(module: nn.Module) -> Neuron:
     """The neurons of a layer, from its attributes and, where learned, parameters.
 
-    Learned are ``log_tau_mem``, ``log_tau_syn``, ``log_t_ref``, ``v_leak``, ``v_reset``, and
-    ``log_v_th``, the logarithm of ``v_th - v_reset``. If `v_th` is a constant, then a
-    learned `v_reset` is ``log_v_reset``, the logarithm of that difference. What is
-    `Bounded` is ``logit_<name>``, and counts as a constant in that.
+    Learned are ``log_tau_mem``, ``log_tau_syn``, ``log_t_ref``, ``v_leak``,
+    ``v_reset``, and ``log_v_th``, the logarithm of ``v_th - v_reset``. If `v_th` is a
+    constant, then a learned `v_reset` is ``log_v_reset``, the logarithm of that
+    difference. What is `Bounded` is ``logit_<name>``, and counts as a constant in that.
     """
     shape = (module.features,)
     at: dict[str, Any] = {
