@@ -16,6 +16,11 @@ current, :math:`\lambda_j = -\sum_{t_s \ge t_j} \mu_s k(t_s - t_j)`, then gives
     \frac{\partial L}{\partial w_{jn}} = \sum_{t_j} \lambda_{jn}, \qquad
     \frac{\partial L}{\partial t_j} = -\sum_n w_{jn} \dot\lambda_{jn}.
 
+More general neurons change the multipliers only. Where spikes act on others of the
+layer, :math:`h_s` also has what they did there; where a refractory period forgets the
+voltage, spike :math:`s` acts on the next one only. By any other parameter
+:math:`\theta`, the gradient is :math:`-\sum_s \mu_s \partial_\theta V(t_s)`.
+
 Wunderlich & Pehle, `Event-based backpropagation can compute exact gradients for
 spiking neural networks <https://doi.org/10.1038/s41598-021-91786-z>`_, Sci. Rep. 11,
 12829 (2021), state it with adjoint ODEs; for this neuron those have the solution above.
@@ -53,10 +58,11 @@ def eventprop(
     """Returns the record's spike times, with their exact gradient attached.
 
     Gradients flow to the kernel, to the times of the inputs, to the voltage and current
-    of `start`, and to the arrays in `neuron`.
-    They are those of the spikes that did occur: that a spike
-    appears or disappears as a weight changes is a jump that no gradient sees. Silent
-    neurons get a gradient of zero. The backward pass keeps events, not voltages.
+    of `start`, the arrays in `neuron`, and the weights and delays of `recurrent`. They
+    are those of the spikes that did occur: that a spike appears or disappears as a
+    weight changes is a jump that no gradient sees. Silent neurons get a gradient of
+    zero. The backward pass keeps events, not voltages; only by arrays in `neuron`, and
+    with a refractory period, it needs memory for pairs of events, as `analytic` does.
     Reverse mode, first order; `jaxsnn.analytic.analytic` has the rest.
 
     Args:
@@ -65,8 +71,8 @@ def eventprop(
       inputs: spikes, ``[batch, slots]``.
       start: state at the beginning of the window; at rest if None.
       record: what happened, whoever found out. Taken as given, not differentiated.
-      recurrent: connections of the layer with itself, if any. Gradients flow to its
-        weights and delays; the backward pass is linear in pairs of spikes then.
+      recurrent: connections of the layer with itself, if any. The backward pass takes
+        time for each pair of its spikes then.
 
     Returns:
       ``record.times``.

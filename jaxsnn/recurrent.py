@@ -25,7 +25,7 @@ from jaxsnn.record import Record, Recurrent, at_rest, slope_at_threshold
 from jaxsnn.simulate import Lockstep
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, argsort_times
 
-ARRIVALS_PER_WINDOW = 64
+ARRIVALS_PER_WINDOW = 128
 
 
 class _Mail(NamedTuple):

@@ -653,3 +653,15 @@ def test_no_input_events_at_all():
     np.testing.assert_array_equal(state["events"]["v"], np.zeros((2, 4)))
     grad = jax.grad(lambda v: jnp.sum(layer.apply(v, nothing).first()))(variables)
     np.testing.assert_array_equal(grad["params"]["kernel"], np.zeros((3, 4)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("ratio", [2.0, 2.0002])  # With a closed form, and without.
+def test_an_inhibited_neuron_that_recovers_does_not_fire(ratio):
+    # Weak excitation ends a deep inhibition: the voltage rises, but not beyond rest.
+    # All of it at once, without the inhibition, reaches 4 * 0.2 / 4.
+    rng = np.random.default_rng(16)
+    kernel = jnp.array([[-1.0]] * 4 + [[0.2]] * 4)
+    time = jnp.array(rng.uniform(0, 60e-3, (200, 8)))
+    times = layer_times(kernel, time, tau_syn=10e-3 / ratio, max_spikes=3)
+    assert not np.isfinite(times).any()

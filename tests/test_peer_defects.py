@@ -301,34 +301,30 @@ def test_d15_dead_neurons_have_a_cure():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("gradient", METHODS)
-def test_d16_traced_parameters_are_refused_and_follow_by_scaling(gradient):
-    # Attributes are numbers. A tracer is refused by name, not leaked.
-    with pytest.raises(ValueError, match="v_th is"):
-        jax.grad(lambda v_th: LIF(1, v_th=v_th).v_th)(1.0)
-    with pytest.raises(ValueError, match="tau_mem is"):
-        jax.jit(lambda tau: LIF(1, tau_mem=tau).tau_mem)(TAU)
-    # Spike times depend on w / v_th only, so v_th dt/dv_th = -sum w dt/dw; and scaling
-    # all times with both time constants gives sum tau dt/dtau = t - sum t_in dt/dt_in.
-    neuron = Neuron()
-    layer = LIF(1, gradient=gradient)
+def test_d16_traced_parameters_have_their_gradient(gradient):
+    neuron = Neuron(v_leak=0.2, v_reset=-0.3)
+    point = {k: float(v) for k, v in vars(neuron).items() if k != "t_ref"}
 
     @jax.jit
-    def first(kernel, time):
+    def first(parameters, kernel, time):
+        layer = LIF(1, **parameters, gradient=gradient, param_dtype=jnp.float64)
         inputs = Spikes.from_times(time[None, :, None])
         return layer.apply({"params": {"kernel": kernel[:, None]}}, inputs).time[0, 0]
 
-    value, (by_kernel, by_time) = jax.value_and_grad(first, argnums=(0, 1))(
-        jnp.array(KERNEL), jnp.array(TIME)
+    value, (found, by_kernel, by_time) = jax.value_and_grad(first, argnums=(0, 1, 2))(
+        point, jnp.array(KERNEL), jnp.array(TIME)
     )
-    by_threshold = by_differences(
-        lambda v: train(Neuron(v_th=float(v[0])), 1)[0], np.array([1.0]), 1e-4
-    )
-    np.testing.assert_allclose(-jnp.sum(KERNEL * by_kernel), by_threshold[0], rtol=1e-6)
-    by_scale = by_differences(
-        lambda s: train(
-            Neuron(float(neuron.tau_mem * s[0]), float(neuron.tau_syn * s[0])), 1
-        )[0],
-        np.array([1.0]),
-        1e-4,
-    )
-    np.testing.assert_allclose(value - jnp.sum(TIME * by_time), by_scale[0], rtol=1e-6)
+    for name, at in point.items():
+        h = 1e-4 * abs(at)
+        (expected,) = by_differences(
+            lambda x, k=name: train(Neuron(**point | {k: float(x[0])}), 1)[0],
+            np.array([at]),
+            h,
+        )
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-12)
+    # Times do not depend on the unit of voltages, and scale with the time constants.
+    volts = [point[k] * found[k] for k in ("v_th", "v_leak", "v_reset")]
+    np.testing.assert_allclose(sum(volts), -jnp.sum(KERNEL * by_kernel), rtol=1e-10)
+    seconds = [point[k] * found[k] for k in ("tau_mem", "tau_syn")]
+    scaled = value - jnp.sum(TIME * by_time)
+    np.testing.assert_allclose(sum(seconds), scaled, rtol=1e-10)

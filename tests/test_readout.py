@@ -133,6 +133,95 @@ def test_the_places_of_the_maximum_all_occur_above():
         assert places == {"rest", "end", "kink", "peak"}
 
 
+EACH = [0.5, 1.0, 1 + 1e-6, 2.0, 5.0]  # A ratio for each of the five neurons.
+
+
+def learned_problem():
+    """Parameters of each neuron, a kernel and input times."""
+    kernel, time = random_problem(1)
+    rng = np.random.default_rng(9)
+    tau_syn = TAU_SYN * rng.uniform(0.8, 1.2, 5)
+    leak = rng.uniform(-0.3, 0.3, 5)
+    params = {"tau_mem": tau_syn * EACH, "tau_syn": tau_syn, "v_leak": leak}
+    return params | {"kernel": kernel, "time": time}
+
+
+@jax.jit
+def ask_each(params):
+    """All that a trace can be asked, [batch, neurons, values], of arrays."""
+    names = ("tau_mem", "tau_syn", "v_leak")
+    layer = LI(5, **{k: params[k] for k in names}, param_dtype=jnp.float64)
+    inputs = Spikes.from_times(params["time"][..., None])
+    trace = layer.apply({"params": {"kernel": params["kernel"]}}, inputs, UNTIL)
+    at = jnp.array([3e-3, UNTIL])
+    scalars = jnp.stack([trace.maximum().value, trace.integral()], axis=-1)
+    return jnp.concatenate([scalars, trace.voltage(at), trace.current(at)], axis=-1)
+
+
+def test_neurons_with_parameters_of_their_own_are_layers_of_their_own(x64):
+    given = learned_problem()
+    found = ask_each(given)
+    for n in range(5):
+        tau_mem, tau_syn, leak = (given[k][n] for k in ("tau_mem", "tau_syn", "v_leak"))
+        layer = LI(1, float(tau_mem), float(tau_syn), float(leak))
+        inputs = Spikes.from_times(jnp.asarray(given["time"])[..., None])
+        kernel = {"params": {"kernel": jnp.asarray(given["kernel"][:, n : n + 1])}}
+        trace = layer.apply(kernel, inputs, UNTIL)
+        at = jnp.array([3e-3, UNTIL])
+        np.testing.assert_allclose(found[:, n, 0], trace.maximum().value[:, 0], 1e-11)
+        np.testing.assert_allclose(found[:, n, 1], trace.integral()[:, 0], 1e-11)
+        np.testing.assert_allclose(found[:, n, 2:4], trace.voltage(at)[:, 0], 1e-11)
+        np.testing.assert_allclose(found[:, n, 4:], trace.current(at)[:, 0], 1e-11)
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_gradients_by_learned_parameters_are_those_of_differences(x64, mode):
+    given = jax.tree.map(jnp.asarray, learned_problem())
+    found = jax.jit(mode(lambda x: ask_each(x).sum((0, 1))))(given)
+    for name, value in given.items():
+        step = (1e-4 if name == "kernel" else 1e-5) * jnp.abs(value)
+        # All neurons move at once: they do not see each other.
+        way = np.random.default_rng(3).normal(size=value.shape)
+
+        def along(h, name=name, value=value, step=step * way):
+            return ask_each(given | {name: value + h * step}).sum((0, 1))
+
+        expected = (8 * (along(1) - along(-1)) - (along(2) - along(-2))) / 12
+        axes = tuple(range(1, value.ndim + 1))
+        each = jnp.sum(found[name] * step * way, axis=axes)
+        np.testing.assert_allclose(each, expected, rtol=1e-6, atol=1e-13)
+        assert jnp.abs(each[:2]).min() > 0
+
+
+def test_learned_parameters_of_an_endless_run_are_finite(x64):
+    # The integral is the charge, w tau_syn, if the leak is 0; its derivative by
+    # log tau_syn is itself, by log tau_mem zero. At inf all that remains is the leak.
+    kernel, time = random_problem(3)
+    layer = LI(
+        5,
+        tau_mem=jax.nn.initializers.constant(12e-3),
+        tau_syn=jax.nn.initializers.constant(TAU_SYN),
+        kernel_init=lambda *_: jnp.asarray(kernel),
+        param_dtype=jnp.float64,
+    )
+    inputs = Spikes.from_times(jnp.asarray(time)[..., None])
+    variables = layer.init(jax.random.key(0), inputs)
+
+    def shown(variables):
+        trace = layer.apply(variables, inputs)
+        return trace.integral().sum(), trace.voltage(jnp.inf).sum()
+
+    value, rest = shown(variables)
+    np.testing.assert_allclose(value, 3 * kernel.sum() * TAU_SYN, rtol=1e-12)
+    assert rest == 0
+    by_charge, by_rest = jax.jacrev(shown)(variables)
+    charge = 3 * kernel.sum(0) * TAU_SYN
+    np.testing.assert_allclose(by_charge["params"]["log_tau_syn"], charge, rtol=1e-10)
+    np.testing.assert_allclose(by_charge["params"]["log_tau_mem"], 0, atol=1e-15)
+    for leaf in jax.tree.leaves(by_rest):
+        np.testing.assert_array_equal(leaf, 0)
+
+
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0])
 def test_a_maximum_at_an_inhibitory_event_moves_with_it(x64, ratio):
     # Excitation at 0 peaks long after 2 ms, when strong inhibition turns it down:

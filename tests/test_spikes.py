@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsnn import Spikes, concatenate
-from jaxsnn.spikes import argsort_times
+from jaxsnn.spikes import _sort_keys, argsort_times
 
 INF = np.inf
 
@@ -49,6 +49,29 @@ def test_argsort_times_is_the_stable_sort(dtype, n, spread):
         order = argsort_times(jnp.asarray(time, dtype))
         expected = np.argsort(np.asarray(time, dtype), axis=-1, kind="stable")
         np.testing.assert_array_equal(order, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [2, 3, 7, 64, 100, 129])
+def test_argsort_times_of_many_rows_is_the_stable_sort(dtype, n):
+    # From 16 rows on a network sorts, on CPUs.
+    rng = np.random.default_rng(n)
+    time = rng.uniform(0, 1, (40, n))
+    time[:20] = np.round(time[:20] * 3)  # Many ties.
+    time[rng.uniform(size=time.shape) < 0.2] = INF
+    time[0], time[1] = INF, 0.5
+    with jax.enable_x64(dtype == "float64"):
+        order = argsort_times(jnp.asarray(time, dtype))
+        expected = np.argsort(np.asarray(time, dtype), axis=-1, kind="stable")
+        np.testing.assert_array_equal(order, expected)
+
+
+@pytest.mark.parametrize("n", [5, 8, 9])
+def test_the_network_sorts(n):
+    # One that sorts all columns of zeros and ones sorts every column (Knuth, 5.3.4).
+    # Asked directly, since argsort_times repairs what it finds unsorted.
+    columns = np.array(list(itertools.product([0, 1], repeat=n))).T
+    np.testing.assert_array_equal(_sort_keys(jnp.asarray(columns)), np.sort(columns, 0))
 
 
 def test_times_per_source_and_back():

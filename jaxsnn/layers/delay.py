@@ -86,11 +86,12 @@ class Delay(nn.Module):
         check_until(until)
         delay = positive(self, "delay", self.delay, (inputs.size,))
         delayed = self._delayed(inputs, jnp.broadcast_to(delay, (inputs.size,)))
+        # It also stops gradients where there is no spike, such as NaN from inf.
         arrived = delayed.window(-NO_TIME, until)
         if self.is_mutable_collection("events") and not self.is_initializing():
             sent = jnp.sum(inputs.time < until, axis=-1, dtype=jnp.int32)
             number = sent - jnp.sum(arrived.time < NO_TIME, axis=-1, dtype=jnp.int32)
-            self.variable("events", "under_way", lambda: None).value = number
+            self.put_variable("events", "under_way", number)
         self.sow("intermediates", "spikes", arrived)
         return arrived
 
@@ -105,11 +106,7 @@ class Delay(nn.Module):
 
     @staticmethod
     def _delayed(inputs: Spikes, delay: Array) -> Spikes:
-        # Where there is no spike, no gradient flows, whatever a loss returns for inf.
-        def later(time: Array, delay: Array) -> Array:
-            return jnp.where(time < NO_TIME, time + delay, NO_TIME)
-
         if inputs.by_source is not None:
-            return Spikes.from_times(later(inputs.by_source, delay[:, None]))
-        time = later(inputs.time, delay[inputs.index])
+            return Spikes.from_times(inputs.by_source + delay[:, None])
+        time = inputs.time + delay[inputs.index]  # An empty slot, -1, stays at inf.
         return Spikes.from_events(time, inputs.index, inputs.size)

@@ -10,7 +10,7 @@ from jaxsnn.dynamics import Time
 from jaxsnn.layers.delay import Delay
 from jaxsnn.layers.li import LI
 from jaxsnn.layers.lif import LIF, device_key
-from jaxsnn.layers.parameters import label
+from jaxsnn.layers.parameters import check_inputs, label
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -57,7 +57,7 @@ class Network(nn.Module):
         if not self.layers:
             raise ValueError("Network has no layers.")
         self._check_layers()
-        self.layers[0].check_inputs(inputs)
+        check_inputs(self.layers[0], inputs)  # No method: nn.tabulate lists calls.
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
             populations = [layer.population() for layer in self.layers]

@@ -121,7 +121,7 @@ def param(
     if not module.has_variable("params", name):
         dtype = getattr(module, "param_dtype", jnp.float32)
         return module.param(name, init, shape, dtype)
-    found = module.get_variable("params", name)
+    found: Any = module.get_variable("params", name)
     if jnp.shape(found) != shape:
         raise ValueError(
             f"{label(module)} has a parameter {name} of shape {jnp.shape(found)},"
@@ -248,7 +248,7 @@ def neuron_of(module: nn.Module) -> Neuron:
 
 def check_neuron(module: nn.Module) -> None:
     """Raises for constants and bounds out of range, as `Neuron`, before any work."""
-    worst = {}
+    worst: dict[str, Any] = {}
     for name in ("tau_mem", "tau_syn", "v_th", "v_leak", "v_reset", "t_ref"):
         value = getattr(module, name, None)
         if value is None or _unbounded(value) or _traced(value):
