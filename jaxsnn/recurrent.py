@@ -259,7 +259,9 @@ def _earliest(time: Array, n: int) -> tuple[Array, Array, Array]:
         """Closes up before it sorts, which is many times faster on a CPU."""
         slot = jnp.where(finite, number - 1, n)
         place = jnp.zeros((batch, n), jnp.int32)
-        place = place.at[rows, slot].set(jnp.arange(places), mode="drop")
+        place = place.at[rows, slot].set(
+            jnp.arange(places, dtype=jnp.int32), mode="drop"
+        )
         found = jnp.arange(n) < number[:, -1:]
         times = jnp.where(found, jnp.take_along_axis(time, place, 1), NO_TIME)
         order = argsort_times(times)

@@ -259,8 +259,9 @@ class Lockstep:
         again = (dt > 0) & crosses(neuron, v_reset, i_at, v_end, i_end)
         if neuron.refractory:
             release = jnp.where(fires, since + neuron.t_ref, release)
-            again = jnp.where(fires, release < end, again)  # It waits for its release.
-            v_end = jnp.where(fires, v_reset, v_end)
+            held = fires & (release > since)  # Not by a period lost in rounding.
+            again = jnp.where(held, release < end, again)  # It waits for its release.
+            v_end = jnp.where(held, v_reset, v_end)
         v = jnp.where(waits, jnp.where(again, v_reset, v_end), v)
         i = jnp.where(waits, jnp.where(again, i_at, i_end), i)
         resume = jnp.where(waits & ~again, place + 1, resume)

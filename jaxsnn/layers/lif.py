@@ -271,7 +271,7 @@ class LIF(nn.Module):
                 " period, which no backend of this package runs yet; leave out the"
                 " backend."
             )
-        kernel: Any = self.get_variable("params", "kernel")
+        kernel: Any = nn.meta.unbox(self.get_variable("params", "kernel"))
         return Population(self.name or "LIF", self.neuron, kernel, self.max_spikes)
 
     def check_inputs(self, inputs: Spikes) -> None:

@@ -121,7 +121,7 @@ def param(
     if not module.has_variable("params", name):
         dtype = getattr(module, "param_dtype", jnp.float32)
         return module.param(name, init, shape, dtype)
-    found: Any = module.get_variable("params", name)
+    found: Any = nn.meta.unbox(module.get_variable("params", name))
     if jnp.shape(found) != shape:
         raise ValueError(
             f"{label(module)} has a parameter {name} of shape {jnp.shape(found)},"
@@ -289,7 +289,7 @@ def check_inputs(module: nn.Module, inputs: Spikes) -> None:
             " jaxsnn.coding.encode_latency makes them from numbers."
         )
     if module.has_variable("params", "kernel"):
-        expected = jnp.shape(module.get_variable("params", "kernel"))
+        expected = jnp.shape(nn.meta.unbox(module.get_variable("params", "kernel")))
         if expected != (inputs.size, module.features):
             raise ValueError(
                 f"{label(module)} has a kernel of shape {expected}: expected"
