@@ -158,20 +158,30 @@ def ask_each(params):
     return jnp.concatenate([scalars, trace.voltage(at), trace.current(at)], axis=-1)
 
 
-def test_neurons_with_parameters_of_their_own_are_layers_of_their_own(x64):
+def test_neurons_with_parameters_of_their_own_against_a_sum(x64):
     given = learned_problem()
     found = ask_each(given)
+    time = np.where(given["time"] < UNTIL, given["time"], np.inf)
+    grid = np.sort(np.concatenate([np.linspace(0, UNTIL, 20_001), time.ravel()]))
+    grid = grid[grid <= UNTIL]
     for n in range(5):
         tau_mem, tau_syn, leak = (given[k][n] for k in ("tau_mem", "tau_syn", "v_leak"))
-        layer = LI(1, float(tau_mem), float(tau_syn), float(leak))
-        inputs = Spikes.from_times(jnp.asarray(given["time"])[..., None])
-        kernel = {"params": {"kernel": jnp.asarray(given["kernel"][:, n : n + 1])}}
-        trace = layer.apply(kernel, inputs, UNTIL)
-        at = jnp.array([3e-3, UNTIL])
-        np.testing.assert_allclose(found[:, n, 0], trace.maximum().value[:, 0], 1e-11)
-        np.testing.assert_allclose(found[:, n, 1], trace.integral()[:, 0], 1e-11)
-        np.testing.assert_allclose(found[:, n, 2:4], trace.voltage(at)[:, 0], 1e-11)
-        np.testing.assert_allclose(found[:, n, 4:], trace.current(at)[:, 0], 1e-11)
+        weights = given["kernel"][:, n]
+
+        def voltage(at, tau_mem=tau_mem, tau_syn=tau_syn, leak=leak, weights=weights):
+            response = psp(tau_mem, tau_syn, np.maximum(at - time[:, :, None], 0))
+            return leak + np.einsum("bjt,j->bt", response, weights)
+
+        dense = voltage(grid)
+        np.testing.assert_allclose(found[:, n, 0], dense.max(-1), atol=1e-6)
+        area = np.trapezoid(dense, grid, axis=-1)
+        np.testing.assert_allclose(found[:, n, 1], area, atol=1e-8)
+        at = np.array([3e-3, UNTIL])
+        np.testing.assert_allclose(found[:, n, 2:4], voltage(at), atol=1e-9)
+        since = at - time[:, :, None]
+        decay = np.where(since >= 0, np.exp(-np.maximum(since, 0) / tau_syn), 0)
+        expected = np.einsum("bjt,j->bt", decay, weights)
+        np.testing.assert_allclose(found[:, n, 4:], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
@@ -209,12 +219,13 @@ def test_learned_parameters_of_an_endless_run_are_finite(x64):
 
     def shown(variables):
         trace = layer.apply(variables, inputs)
-        return trace.integral().sum(), trace.voltage(jnp.inf).sum()
+        both = (trace.integral().sum(), trace.voltage(jnp.inf).sum())
+        return both, both
 
-    value, rest = shown(variables)
+    grads, (value, rest) = jax.jit(jax.jacrev(shown, has_aux=True))(variables)
     np.testing.assert_allclose(value, 3 * kernel.sum() * TAU_SYN, rtol=1e-12)
     assert rest == 0
-    by_charge, by_rest = jax.jacrev(shown)(variables)
+    by_charge, by_rest = grads
     charge = 3 * kernel.sum(0) * TAU_SYN
     np.testing.assert_allclose(by_charge["params"]["log_tau_syn"], charge, rtol=1e-10)
     np.testing.assert_allclose(by_charge["params"]["log_tau_mem"], 0, atol=1e-15)
