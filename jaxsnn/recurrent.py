@@ -171,8 +171,8 @@ def _by_window(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
     table = jnp.pad(jnp.concatenate([kernel, recurrent.kernel]), ((0, 1), (0, 0)))
     rest = at_rest(neuron, batch, neurons, dtype)
     room = ARRIVALS_PER_WINDOW
-    # Beyond the last input and the last spike there are only empty slots.
-    pad = ((0, 0), (0, room))
+    ahead = jnp.arange(room + 1)  # One more input, to know what a full window leaves.
+    pad = ((0, 0), (0, room + 1))
     input_time = jnp.pad(inputs.time.astype(dtype), pad, constant_values=NO_TIME)
     input_row = jnp.pad(inputs.index, pad, constant_values=NO_INDEX)
     shape = (batch, neurons) if wide else (neurons, batch)
@@ -192,7 +192,7 @@ def _by_window(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
     def window(carry: tuple) -> tuple:
         v, i, now, cursor, count, release, delivered, record, _ = carry
         # What comes next: inputs, and of each source the next spike under way.
-        coming = jnp.minimum(cursor[:, None], inputs.time.shape[1]) + jnp.arange(room)
+        coming = cursor[:, None] + ahead
         time = jnp.take_along_axis(input_time, coming, 1)
         row = jnp.take_along_axis(input_row, coming, 1)
         time = jnp.concatenate([time, due(record.times, delivered)], axis=1)
@@ -211,9 +211,9 @@ def _by_window(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
         time, place, beyond = _earliest(jnp.where(soon, time, NO_TIME), room)
         arrives = time < NO_TIME
         end = jnp.minimum(end, jnp.minimum(second, beyond))
-        is_input = place < room
+        is_input = place < ahead.size
         cursor += jnp.sum(arrives & is_input, axis=1, dtype=jnp.int32)
-        source = jnp.where(is_input, neurons, place - room)
+        source = jnp.where(is_input, neurons, place - ahead.size)
         delivered = delivered.at[rows, source].add(
             arrives.astype(jnp.int32), mode="drop"
         )

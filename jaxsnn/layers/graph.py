@@ -256,7 +256,8 @@ class Graph(nn.Module):
         record = find_spikes(
             neuron, kernel, inputs, start, recurrent, max_spikes, until, by
         )
-        return self.gradient(neuron, kernel, inputs, start, record, recurrent)
+        own = () if recurrent is None else (recurrent,)
+        return self.gradient(neuron, kernel, inputs, start, record, *own)
 
     def _recurrent(self, sizes: Mapping[str, int]) -> Recurrent | None:
         """Connections among the populations of a loop; None for no loop."""

@@ -237,7 +237,9 @@ class LIF(nn.Module):
             times = self._delayed(neuron, kernel, delay, inputs, opening, until)
         elif observation is None:
             record = self._run(neuron, kernel, inputs, opening, recurrent, until)
-            times = self.gradient(neuron, kernel, inputs, opening, record, recurrent)
+            # A method that knows no recurrence does for all other layers.
+            own = () if recurrent is None else (recurrent,)
+            times = self.gradient(neuron, kernel, inputs, opening, record, *own)
         else:
             # Straight-through: the device's weights, the parameters' gradient.
             kernel = kernel + lax.stop_gradient(observation.kernel - kernel)
