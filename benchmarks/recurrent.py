@@ -7,9 +7,9 @@ more that the mean recurrent weight is 0; every pair is connected with one proba
 and as many sources as neurons, over four, spike at random times over the run. What is
 measured is the forward pass alone, in float32.
 
-An *event* is a spike, or an arrival of a spike at the layer, be it of an input or of the
-layer itself; each acts on all neurons. Both ways find the same spikes, so both have the
-same number of events, and `ratio` is that of their speeds.
+An *event* is a spike, or an arrival of a spike at the layer, be it of an input or of
+the layer itself; each acts on all neurons. Both ways find the same spikes, so both have
+the same number of events, and `ratio` is that of their speeds.
 """
 
 import argparse
@@ -51,10 +51,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--until", type=float, default=100e-3, help="seconds")
     parser.add_argument("--rate", type=float, default=20.0, help="of an input, in Hz")
     parser.add_argument(
-        "--strength", type=float, default=1.6, help="spread of the recurrent weights"
+        "--strength", type=float, default=2.0, help="spread of the recurrent weights"
     )
-    parser.add_argument("--drive", type=float, default=1.7, help="mean input current")
-    parser.add_argument("--max-spikes", type=int, default=16, help="per neuron")
+    parser.add_argument("--drive", type=float, default=1.0, help="mean input current")
+    parser.add_argument("--max-spikes", type=int, default=32, help="per neuron")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep", action="store_true", help=f"neurons {SWEEP}")
     parser.add_argument("--json", action="store_true", help="one JSON object, no more")

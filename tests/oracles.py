@@ -73,3 +73,50 @@ def spike_train(neuron, weights, time, index, until, max_spikes):
         if source is not None:
             i += weights[source]
     return np.array(spikes)
+
+
+def recurrent_trains(neuron, kernel, time, lateral, delay, until, max_spikes):
+    """Spike times of neurons that are connected, [neurons, max_spikes], as above.
+
+    Each input spikes once, at `time`; `delay` is that of `lateral`, or of all of it.
+    """
+    neurons = kernel.shape[1]
+    delay = np.broadcast_to(delay, lateral.shape)
+    events = [(t, kernel[j]) for j, t in enumerate(time)]
+    v = np.full(
+        neurons, neuron.v_reset if neuron.v_leak > neuron.v_th else neuron.v_leak
+    )
+    i, now = np.zeros(neurons), 0.0
+    count, found = np.zeros(neurons, int), np.full((neurons, max_spikes), np.inf)
+
+    def after(dt):
+        v_dt = neuron.v_leak + (v - neuron.v_leak) * np.exp(-dt / neuron.tau_mem)
+        v_dt = v_dt + i * psp(neuron.tau_mem, neuron.tau_syn, dt)
+        return v_dt, i * np.exp(-dt / neuron.tau_syn)
+
+    def over(dt):
+        return (after(dt)[0] > neuron.v_th) & (count < max_spikes)
+
+    while True:
+        events.sort(key=lambda event: event[0])
+        stop = min(events[0][0], until) if events else until
+        grid = np.linspace(0, stop - now, 3001)[:, None]
+        hit = np.nonzero(over(grid).any(1))[0]
+        if hit.size:
+            # Another neuron that crosses at the same time is over already.
+            low, high = grid[max(hit[0] - 1, 0), 0], grid[hit[0], 0]
+            for _ in range(60):
+                middle = 0.5 * (low + high)
+                low, high = (low, middle) if over(middle).any() else (middle, high)
+            n = int(np.argmax(over(high)))
+            (v, i), now = after(high), now + high
+            v[n] = neuron.v_reset
+            found[n, count[n]] = now
+            count[n] += 1
+            one = np.eye(neurons)
+            events += [(now + delay[n, m], lateral[n] * one[m]) for m in range(neurons)]
+        elif stop >= until:
+            return found
+        else:
+            (v, i), now = after(stop - now), stop
+            i = i + events.pop(0)[1]
