@@ -100,7 +100,7 @@ def recurrent_trains(neuron, kernel, time, lateral, delay, until, max_spikes):
     while True:
         events.sort(key=lambda event: event[0])
         stop = min(events[0][0], until) if events else until
-        grid = np.linspace(0, stop - now, 3001)[:, None]
+        grid = np.linspace(0, stop - now, 1001)[:, None]
         hit = np.nonzero(over(grid).any(1))[0]
         if hit.size:
             # Another neuron that crosses at the same time is over already.

@@ -105,7 +105,8 @@ class LIF(nn.Module):
       recurrent_delay: time in seconds that a spike takes within the layer, for all, of
         each source, ``[features, 1]``, or of each pair.
       recurrent_by: ``"event"``, ``"window"``, or ``"auto"``, window by window where
-        possible; see `jaxsnn.recurrent`. Changes speed, not results.
+        that is possible and delays are at least a hundredth of `tau_mem`; see
+        `jaxsnn.recurrent`. Changes speed, not results.
       gradient: the method itself: `jaxsnn.eventprop.eventprop`, or
         `jaxsnn.analytic.analytic` for forward mode and higher derivatives.
       backend: what finds the spikes. By default the exact simulation; otherwise a
@@ -165,6 +166,12 @@ class LIF(nn.Module):
         for name in ("delay", "recurrent_delay"):
             check_delay(f"LIF.{name}", getattr(self, name))
         check_neuron(self)
+        if self.recurrent and self.delay is not None:
+            raise ValueError(
+                "LIF has delays of each input synapse and recurrent connections, which"
+                " are not found together yet. Put a Delay before the layer instead of"
+                " LIF.delay, or leave out recurrent=True."
+            )
         if self.recurrent and self.recurrent_by == "window" and not self._lockstep():
             raise ValueError(
                 f"LIF.recurrent_delay is {self.recurrent_delay!r}; to run window by"
@@ -284,7 +291,7 @@ class LIF(nn.Module):
         """Finds the spikes, without a gradient."""
         by = self.recurrent_by
         if by == "auto":
-            by = "window" if self._lockstep() else "event"
+            by = "window" if self._lockstep(least=0.01) else "event"
         return find_spikes(
             neuron, kernel, inputs, opening, recurrent, self.max_spikes, until, by
         )
@@ -326,14 +333,19 @@ class LIF(nn.Module):
         delay = positive(self, "recurrent_delay", self.recurrent_delay, shape)
         return Recurrent(kernel, jnp.asarray(delay, kernel.dtype))
 
-    def _lockstep(self) -> bool:
-        """Whether the layer can run window by window."""
+    def _lockstep(self, least: float = 0.0) -> bool:
+        """Whether the layer can run window by window.
+
+        Args:
+          least: shortest delay in membrane time constants for which it would pay.
+        """
         delay = self.recurrent_delay
         if callable(delay) or _traced(delay):
             return False
         delay = np.asarray(delay)
         by_source = delay.ndim == 0 or (delay.ndim == 2 and delay.shape[1] == 1)
-        return by_source and bool((delay > 0).all())
+        tau = self.tau_mem if isinstance(self.tau_mem, int | float) else 0.0
+        return by_source and bool(((delay > 0) & (delay >= least * tau)).all())
 
     @property
     def _continues(self) -> bool:
