@@ -33,7 +33,7 @@ from jaxsnn.record import (
     slope_at_threshold,
     start_of_run,
     synaptic_decay,
-    threshold_gap,
+    threshold_residual,
 )
 from jaxsnn.spikes import NO_TIME, Spikes, argsort_times
 
@@ -67,7 +67,7 @@ def _attach_jvp(primals, tangents):
 
     def gap(neuron, kernel, inputs, start, recurrent):
         opening = start_of_run(neuron, start, *times.shape[:2], kernel.dtype)
-        return threshold_gap(neuron, kernel, inputs, opening, times, recurrent)
+        return threshold_residual(neuron, kernel, inputs, opening, times, recurrent)
 
     _, change = jax.jvp(gap, primals[:5], tangents[:5])
     slope = _attach_slope(*primals[:5], times, record.slope)

@@ -42,7 +42,7 @@ from jaxsnn.record import (
     release_pull,
     releases,
     start_of_run,
-    threshold_gap,
+    threshold_residual,
 )
 from jaxsnn.spikes import NO_TIME, Spikes, argsort_times
 
@@ -95,7 +95,9 @@ def _attach_bwd(residuals, grad_times):
 
     def gap(neuron, kernel, inputs, start, recurrent):
         opening = start_of_run(neuron, start, *record.times.shape[:2], kernel.dtype)
-        return threshold_gap(neuron, kernel, inputs, opening, record.times, recurrent)
+        return threshold_residual(
+            neuron, kernel, inputs, opening, record.times, recurrent
+        )
 
     given = (neuron, kernel, inputs, start, recurrent)
     release = release_pull(*given, times=record.times) if neuron.refractory else None

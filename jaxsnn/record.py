@@ -283,7 +283,7 @@ def arrival_pull(
     return jnp.where(held, early, pull)
 
 
-def threshold_gap(
+def threshold_residual(
     neuron: Neuron,
     kernel: Array,
     inputs: Spikes,
@@ -348,14 +348,17 @@ def release_pull(*given: Any, times: Array) -> Array:
     """How much an earlier own spike before lifts the voltage at each, per time.
 
     Args:
-      *given: as for `threshold_gap`, without times and recurrent connections first.
+      *given: as for `threshold_residual`, first without times and recurrent
+        connections.
       times: the layer's spikes.
     """
     neuron, kernel, inputs, start, recurrent = given
     previous = previous_spikes(times)
 
     def gap(previous: Array) -> Array:
-        return threshold_gap(neuron, kernel, inputs, start, times, recurrent, previous)
+        return threshold_residual(
+            neuron, kernel, inputs, start, times, recurrent, previous
+        )
 
     one = jnp.where(previous > -NO_TIME, jnp.ones_like(times), 0)
     return -jax.jvp(gap, (previous,), (one,))[1]
@@ -370,7 +373,7 @@ def _gap_after_release(
     recurrent: Recurrent | None,
     previous: Array | None,
 ) -> Array:
-    """`threshold_gap` from the end of the last refractory period."""
+    """`threshold_residual` from the end of the last refractory period."""
     each = neuron.over(-1)
     previous = previous_spikes(times) if previous is None else previous
     again = (previous > -NO_TIME) & (times < NO_TIME)

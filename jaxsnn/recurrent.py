@@ -13,7 +13,7 @@ Both find the same spikes. Samples do not wait for each other: each has its own 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jax import Array, lax
 
 from jaxsnn.crossing import crosses, crossing_time
 from jaxsnn.dynamics import Neuron, Time, flow
-from jaxsnn.record import Record, Recurrent, at_rest, slope_at_threshold
-from jaxsnn.simulate import Lockstep
+from jaxsnn.record import Record, Recurrent, State, at_rest, slope_at_threshold
+from jaxsnn.simulate import Lockstep, simulate
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, argsort_times
 
 ARRIVALS_PER_WINDOW = 128
@@ -48,6 +48,29 @@ class _Arrival(NamedTuple):
     row: Array  # Of the input weights with the recurrent ones below.
     is_input: Array
     source: Array  # Entry of the mail.
+
+
+def find_spikes(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    recurrent: Recurrent | None,
+    max_spikes: int,
+    until: Time,
+    by: str,
+) -> Record:
+    """Finds the spikes of a layer, with or without connections of its own.
+
+    Arguments are those of `simulate` and `simulate_recurrent`. The record is a
+    constant: nothing is differentiated here.
+    """
+    given = (neuron, kernel, inputs, start, recurrent)
+    neuron, kernel, inputs, start, recurrent = lax.stop_gradient(given)
+    limits: dict[str, Any] = {"max_spikes": max_spikes, "until": until}
+    if recurrent is None:
+        return simulate(neuron, kernel, inputs, start=start, **limits)
+    return simulate_recurrent(neuron, kernel, inputs, recurrent, by=by, **limits)
 
 
 @functools.partial(jax.jit, static_argnames=("max_spikes", "by"))

@@ -209,6 +209,25 @@ class Spikes:
         time = _not_below(self.time, edge)
         return self._known_good(time, self.index, self.size, by_source), late
 
+    def delayed(self, delay: Array) -> Self:
+        """Delays the spikes of each source by a time of its own, and sorts again.
+
+        Args:
+          delay: in seconds, ``[*targets, size]``: of each source, to each target if
+            targets get them at different times.
+
+        Returns:
+          The spikes as they arrive, ``[*targets, *batch, slots]``.
+        """
+        targets, batch = delay.shape[:-1], self.time.shape[:-1]
+        if self.by_source is not None:
+            ones = (1,) * len(batch)
+            each = delay.reshape(*targets, *ones, self.size, 1)
+            return self.from_times(self.by_source + each)
+        index = jnp.broadcast_to(self.index, (*targets, *self.index.shape))
+        time = self.time + delay[..., self.index]  # An empty slot, -1, stays at inf.
+        return self.from_events(time, index, self.size)
+
     def reshape_batch(self, *batch: int) -> Self:
         """Gives the batch axes another shape; -1 alone makes them one axis."""
         slots = self.time.shape[-1]

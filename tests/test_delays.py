@@ -327,8 +327,3 @@ def test_misuse_of_a_delay_is_said():
     network = Network([Delay(1e-3, name="axons"), LIF(2)], backend=SimulatedChip())
     with pytest.raises(ValueError, match="Delay 'axons' has no neurons"):
         network.init(jax.random.key(0), inputs)
-
-
-def test_synaptic_delays_with_recurrent_connections_are_refused():
-    with pytest.raises(ValueError, match="Put a Delay before"):
-        LIF(2, delay=1e-3, recurrent=True)

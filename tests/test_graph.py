@@ -164,6 +164,7 @@ def test_d9_populations_that_excite_each_other_without_delay_come_to_an_end():
     # Every spike causes more: only max_spikes ends it, and the counts say so.
     assert (state["events"]["a"]["count"] == 5).all()
     assert (state["events"]["b"]["count"] == 5).all()
+    assert (state["events"]["b"]["at_limit"] == 2).all()
     assert np.isfinite(out["a"].time).sum() == 10
 
 

@@ -374,6 +374,7 @@ def test_a_cascade_ends_and_the_counts_tell(gradient):
 
     grads, (events, times) = jax.grad(run, has_aux=True)(variables["params"])
     np.testing.assert_array_equal(events["count"], [[4] * N, [0] * N])
+    np.testing.assert_array_equal(events["at_limit"], [N, 0])
     np.testing.assert_array_equal(events["dropped"], [0, 0])
     assert (times[0] < 2e-3).all()
     assert jnp.isinf(times[1]).all()  # The other sample did nothing meanwhile.
@@ -399,6 +400,33 @@ def test_silent_layers_have_a_gradient_of_zero(gradient):
 
 
 # The layer.
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", ["by source", "events"])
+def test_inputs_arrive_later_at_each_neuron_of_a_recurrent_layer(form):
+    late = np.random.default_rng(2).uniform(0, 5e-3, (N_IN, N))
+    layer = LIF(
+        N,
+        max_spikes=SPIKES,
+        delay=late,
+        recurrent=True,
+        recurrent_delay=1.3e-3,
+        param_dtype=jnp.float64,
+    )
+    params = {"kernel": jnp.array(KERNEL), "recurrent_kernel": jnp.array(LATERAL)}
+    inputs = Spikes.from_times(jnp.array(TIME)[..., None])
+    if form == "events":
+        empty = jnp.full((BATCH, 1), jnp.inf), jnp.full((BATCH, 1), -1)
+        events = zip((inputs.time, inputs.index), empty, strict=True)
+        inputs = Spikes.from_events(*map(jnp.hstack, events), N_IN)
+    found = layer.apply({"params": params}, inputs, UNTIL).times(SPIKES)
+    for b in range(BATCH):
+        # Source (j, n) spikes when the spike of j arrives at n, and acts on n alone.
+        arrival = (TIME[b][:, None] + late).ravel()
+        wide = (KERNEL[:, :, None] * np.eye(N)).reshape(-1, N)
+        expected = scan(Neuron(), wide, arrival, LATERAL, DELAYS["scalar"])
+        np.testing.assert_allclose(found[b], expected, rtol=1e-9)
 
 
 def test_init_makes_both_kernels_and_auto_is_one_of_the_ways():

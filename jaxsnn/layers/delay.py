@@ -4,14 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
 from jaxsnn.dynamics import Time
-from jaxsnn.layers.lif import check_delay
 from jaxsnn.layers.parameters import (
     Value,
+    check_delay,
     check_inputs,
-    check_neuron,
     check_until,
     label,
     positive,
@@ -64,7 +62,6 @@ class Delay(nn.Module):
         """Checks the delay before any work."""
         super().__post_init__()
         check_delay("Delay.delay", self.delay)
-        check_neuron(self)
 
     @nn.compact
     def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Spikes:
@@ -85,7 +82,7 @@ class Delay(nn.Module):
         self.check_inputs(inputs)
         check_until(until)
         delay = positive(self, "delay", self.delay, (inputs.size,))
-        delayed = self._delayed(inputs, jnp.broadcast_to(delay, (inputs.size,)))
+        delayed = inputs.delayed(jnp.broadcast_to(delay, (inputs.size,)))
         # It also stops gradients where there is no spike, such as NaN from inf.
         arrived = delayed.window(-NO_TIME, until)
         if self.is_mutable_collection("events") and not self.is_initializing():
@@ -103,10 +100,3 @@ class Delay(nn.Module):
                 f"{label(self)} starts every run from rest, since spikes under way"
                 " would be lost; leave out the collection 'events'."
             )
-
-    @staticmethod
-    def _delayed(inputs: Spikes, delay: Array) -> Spikes:
-        if inputs.by_source is not None:
-            return Spikes.from_times(inputs.by_source + delay[:, None])
-        time = inputs.time + delay[inputs.index]  # An empty slot, -1, stays at inf.
-        return Spikes.from_events(time, inputs.index, inputs.size)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from flax import linen as nn
 from jax import Array
 
@@ -16,16 +15,21 @@ from jaxsnn.backend import GradientMethod
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
-from jaxsnn.layers.lif import check_delay, find_spikes
+from jaxsnn.layers.lif import at_limit
 from jaxsnn.layers.parameters import (
     Value,
+    check_delay,
     check_neuron,
     check_until,
+    check_whole,
     neuron_of,
     param,
     positive,
+    quicker_way,
+    shortest_delay,
 )
 from jaxsnn.record import Recurrent, start_of_run
+from jaxsnn.recurrent import find_spikes
 from jaxsnn.spikes import NO_TIME, Spikes, concatenate
 
 INPUT = "input"
@@ -37,25 +41,19 @@ class Population:
     """Neurons of one kind; the attributes are those of `LIF`."""
 
     features: int
-    tau_mem: Value = 10e-3
-    tau_syn: Value = 5e-3
-    v_th: Value = 1.0
-    v_leak: Value = 0.0
-    v_reset: Value = 0.0
-    t_ref: Value = 0.0
+    tau_mem: Value = Neuron.tau_mem
+    tau_syn: Value = Neuron.tau_syn
+    v_th: Value = Neuron.v_th
+    v_leak: Value = Neuron.v_leak
+    v_reset: Value = Neuron.v_reset
+    t_ref: Value = Neuron.t_ref
     max_spikes: int = 1
 
     def __post_init__(self) -> None:
         """Checks the attributes."""
         for name in ("features", "max_spikes"):
-            value = getattr(self, name)
-            if not (isinstance(value, numbers.Integral) and int(value) >= 1):
-                raise ValueError(
-                    f"Population.{name} is {value!r}, expected a whole number, 1 or"
-                    " more."
-                )
-        layer_like: Any = self
-        check_neuron(layer_like)
+            check_whole(f"Population.{name}", getattr(self, name))
+        check_neuron(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +120,9 @@ class Graph(nn.Module):
       >>> graph.apply(variables, inputs, until=50e-3).size
       3
 
-    With ``mutable=["events"]``, that collection has the `count` of each population. A
-    run is one window from rest.
+    With ``mutable=["events"]``, that collection has the `count` of each population, and
+    for those in a loop how many neurons fired `max_spikes` times (`at_limit`), which is
+    what ends a cascade that would go on. A run is one window from rest.
 
     Attributes:
       populations: by name.
@@ -175,23 +174,18 @@ class Graph(nn.Module):
     def order(self) -> list[list[str]]:
         """Groups of populations in the order in which they run; a group is a loop."""
         names = list(self.populations)
-        links = [
-            (names.index(c.source), names.index(c.target))
-            for c in self.connections
-            if c.source != INPUT
-        ]
-        shape = (len(names), len(names))
-        rows, columns = zip(*links, strict=True) if links else ((), ())
-        matrix = scipy.sparse.coo_matrix(([1] * len(links), (rows, columns)), shape)
-        count, group = scipy.sparse.csgraph.connected_components(
-            matrix, directed=True, connection="strong"
-        )
-        before: dict[int, list[int]] = {n: [] for n in range(count)}
-        for source, target in links:
-            if group[source] != group[target]:
-                before[group[target]].append(group[source])
+        reaches = np.eye(len(names), dtype=bool)
+        for c in self.connections:
+            if c.source != INPUT:
+                reaches[names.index(c.source), names.index(c.target)] = True
+        for k in range(len(names)):  # Warshall: now also by way of k.
+            reaches |= np.outer(reaches[:, k], reaches[k])
+        loop = (reaches & reaches.T).argmax(axis=1)  # Its first population.
+        before = {
+            g: {loop[i] for i in np.flatnonzero(reaches[:, g])} - {g} for g in {*loop}
+        }
         order = graphlib.TopologicalSorter(before).static_order()
-        return [[x for x, g in zip(names, group, strict=True) if g == n] for n in order]
+        return [[x for x, g in zip(names, loop, strict=True) if g == n] for n in order]
 
     @nn.compact
     def __call__(
@@ -218,9 +212,11 @@ class Graph(nn.Module):
                 spikes[name] = Spikes.from_times(own)
                 if self.is_mutable_collection("events") and not self.is_initializing():
                     count = jnp.sum(own < NO_TIME, axis=-1, dtype=jnp.int32)
-                    count = count.reshape(*batch, features)
+                    counters = {"count": count.reshape(*batch, features)}
+                    if self._inside(group):
+                        counters["at_limit"] = at_limit(own).reshape(*batch)
                     report: Any = self.variable("events", name, dict)
-                    report.value = {"count": count}
+                    report.value = counters
         found = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
         self.sow("intermediates", "spikes", found)
         return found[self.outputs] if isinstance(self.outputs, str) else found
@@ -249,9 +245,8 @@ class Graph(nn.Module):
         start = start_of_run(neuron, None, n, kernel.shape[1], dtype)
         if start is not None:
             inputs, _ = inputs.not_before(start.time)
-        by = self.by
-        if by == "auto":
-            by = "window" if self._lockstep(group) else "event"
+        tau_mem = [self.populations[name].tau_mem for name in group]
+        by = quicker_way(self.by, self._shortest(group), tau_mem)
         max_spikes = self.populations[group[0]].max_spikes
         record = find_spikes(
             neuron, kernel, inputs, start, recurrent, max_spikes, until, by
@@ -297,7 +292,7 @@ class Graph(nn.Module):
                 f"populations in a loop run as one, with one max_spikes, but got"
                 f" {limits}."
             )
-        if self.by == "window" and not self._lockstep(group):
+        if self.by == "window" and not self._shortest(group):
             inside = [c.name for c in self._inside(group)]
             raise ValueError(
                 f"by='window' takes positive delays, for each source the same to all"
@@ -318,11 +313,11 @@ class Graph(nn.Module):
             delays.setdefault(c.source, set()).add(tuple(np.ravel(delay)))
         return all(len(values) == 1 for values in delays.values())
 
-    def _lockstep(self, group: Sequence[str]) -> bool:
-        """Whether a loop, or no loop, can run window by window."""
+    def _shortest(self, group: Sequence[str]) -> float | None:
+        """Shortest delay in a loop, or no loop, that can run window by window."""
         if not self._by_source(group):
-            return False
-        return all(np.all(np.asarray(c.delay) > 0) for c in self._inside(group))
+            return None
+        return shortest_delay(c.delay for c in self._inside(group))
 
     def _delayed(self, spikes: Spikes, connection: Connection) -> Spikes:
         """Spikes of a source when they arrive."""
@@ -336,13 +331,7 @@ class Graph(nn.Module):
                 f"delay of {connection.name} has shape {np.shape(delay)}, expected a"
                 f" number or [{spikes.size}, 1]: it is not part of a loop."
             )
-        values = jnp.broadcast_to(
-            self._delay(connection, (spikes.size, 1)), (spikes.size, 1)
-        )
-        if spikes.by_source is not None:
-            return Spikes.from_times(spikes.by_source + values)
-        time = spikes.time + values[spikes.index, 0]
-        return Spikes.from_events(time, spikes.index, spikes.size)
+        return spikes.delayed(self._delay(connection, (spikes.size, 1))[:, 0])
 
     def _delay(self, connection: Connection, shape: tuple[int, int]) -> Array:
         name = f"{connection.name}_delay"
@@ -353,8 +342,7 @@ class Graph(nn.Module):
         return param(self, connection.name, connection.kernel_init, (rows, columns))
 
     def _neuron(self, name: str) -> Neuron:
-        scope: Any = _Scope(self, name)
-        return neuron_of(scope)
+        return neuron_of(_Scope(self, name))
 
     def _outputs(self) -> list[str]:
         return [self.outputs] if isinstance(self.outputs, str) else list(self.outputs)

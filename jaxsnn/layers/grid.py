@@ -1,9 +1,9 @@
 """Time-grid twins of the event-driven layers, trained by surrogate gradients."""
 
 import dataclasses
-import numbers
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,13 @@ from jaxsnn.grid import (
 )
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.network import Network
+from jaxsnn.layers.parameters import (
+    check_callable,
+    check_sources,
+    check_whole,
+    kernel_of,
+    label,
+)
 from jaxsnn.spikes import Spikes, _traced
 from jaxsnn.surrogate import Surrogate, superspike
 
@@ -36,27 +43,17 @@ class _Leaky(nn.Module):
     v_leak: float = 0.0
     kernel_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)  # As in LI.
     param_dtype: Any = jnp.float32
+    State: ClassVar[Any] = LIState
 
     def __post_init__(self) -> None:
         """Checks the attributes before any work."""
         super().__post_init__()
-        self._check_whole("features")
+        kind = type(self).__name__
+        check_whole(f"{kind}.features", self.features)
         check_dt(self.dt)
-        if not callable(self.kernel_init):
-            raise ValueError(
-                f"{type(self).__name__}.kernel_init is {self.kernel_init!r}, expected"
-                " an initializer, such as jaxsnn.layers.spread_normal(15.0, 3.6)."
-            )
+        example = "jaxsnn.layers.spread_normal(15.0, 3.6)"
+        check_callable(f"{kind}.kernel_init", self.kernel_init, example)
         _ = self.neuron
-
-    def _check_whole(self, name: str) -> None:
-        value = getattr(self, name)
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not (whole and value >= 1):
-            raise ValueError(
-                f"{type(self).__name__}.{name} is {value!r}, expected a whole number,"
-                " 1 or more."
-            )
 
     @property
     def neuron(self) -> Neuron:
@@ -65,38 +62,36 @@ class _Leaky(nn.Module):
 
     def _jumps(self, inputs: Array) -> Array:
         """What input spikes add to the currents; makes the kernel."""
-        shape = (inputs.shape[-1], self.features)
-        if self.has_variable("params", "kernel"):
-            found = jnp.shape(self.get_variable("params", "kernel"))
-            if found != shape:
-                raise ValueError(
-                    f"{self._label} has a kernel of shape {found}: expected rasters of"
-                    f" {found[0]} sources and features={found[1]}, got rasters of"
-                    f" {shape[0]} sources and features={shape[1]}."
-                )
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        return _project(inputs, kernel)
+        size = inputs.shape[-1]
+        check_sources(self, size, "rasters")
+        return _project(inputs, kernel_of(self, size))
+
+    @property
+    def _over(self) -> Flow:
+        return Flow.over(self.neuron, self.dt)
+
+    def _scan(self, step: Callable[..., Any], jumps: Array) -> tuple[Any, Array]:
+        """Takes neurons from rest through all steps of ``[*batch, steps, neurons]``."""
+        shape = (*jumps.shape[:-2], self.features)
+        start = self.State.at_rest(self.neuron, shape, jumps.dtype)
+        end, found = lax.scan(step, start, jnp.moveaxis(jumps, -2, 0))
+        return end, jnp.moveaxis(found, 0, -2)
 
     def _check_raster(self, raster: Any) -> Array:
         if isinstance(raster, Spikes):
             raise TypeError(
-                f"{self._label} takes a raster, not Spikes; jaxsnn.grid.rasterize makes"
+                f"{label(self)} takes a raster, not Spikes; jaxsnn.grid.rasterize makes"
                 " one from spikes, and GridNetwork does so by itself."
             )
         raster = jnp.asarray(raster)
         if raster.ndim < 2:
             raise ValueError(
-                f"the raster for {self._label} has shape {raster.shape}, expected"
+                f"the raster for {label(self)} has shape {raster.shape}, expected"
                 " [*batch, steps, inputs]."
             )
         if not _traced(raster) and not np.isfinite(np.asarray(raster)).all():
-            raise ValueError(f"the raster for {self._label} contains NaN or inf.")
+            raise ValueError(f"the raster for {label(self)} contains NaN or inf.")
         return raster
-
-    @property
-    def _label(self) -> str:
-        kind = type(self).__name__
-        return f"{kind} '{self.name}'" if self.name else kind
 
 
 class _Spiking(_Leaky):
@@ -110,18 +105,18 @@ class _Spiking(_Leaky):
     recurrent: bool = False
     recurrent_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)
     surrogate: Surrogate = superspike()
+    State: ClassVar[Any] = LIFState
 
     def __post_init__(self) -> None:
         """Checks the attributes before any work."""
         super().__post_init__()
         if self.max_spikes is not None:
-            self._check_whole("max_spikes")
+            check_whole(f"{type(self).__name__}.max_spikes", self.max_spikes)
         for name in ("surrogate", "recurrent_init"):
-            if not callable(getattr(self, name)):
-                raise ValueError(
-                    f"{type(self).__name__}.{name} is {getattr(self, name)!r}, expected"
-                    " the function itself, such as jaxsnn.surrogate.superspike()."
-                )
+            example = "jaxsnn.surrogate.superspike()"
+            check_callable(
+                f"{type(self).__name__}.{name}", getattr(self, name), example
+            )
         if not np.all((np.asarray(self.t_ref) >= 0) & np.isfinite(self.t_ref)):
             raise ValueError(
                 f"{type(self).__name__}.t_ref is {self.t_ref!r}, expected a time in"
@@ -157,7 +152,22 @@ class _Spiking(_Leaky):
         )
 
 
-class LIFCell(_Spiking, nn.RNNCellBase):
+class _Cell(_Leaky, nn.RNNCellBase):
+    """What the cells of this file share."""
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
+        """The state at rest, for inputs of shape ``[*batch, inputs]``."""
+        shape = (*input_shape[:-1], self.features)
+        return self.State.at_rest(self.neuron, shape, self.param_dtype)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Inputs have one axis besides batch and time."""
+        return 1
+
+
+class LIFCell(_Spiking, _Cell):
     """One step of leaky integrate-and-fire neurons, for `flax.linen.RNN`.
 
     The equations are those of `jaxsnn.layers.LIF`; see `jaxsnn.grid` for what is on the
@@ -207,22 +217,10 @@ class LIFCell(_Spiking, nn.RNNCellBase):
           The state after, and the spikes found there, 0 or 1, ``[*batch, features]``.
         """
         jump = self._jumps(inputs)
-        over = Flow.over(self.neuron, self.dt)
-        return self._step(over, self._recurrent_kernel(), carry, jump)
-
-    @nn.nowrap
-    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LIFState:
-        """The state at rest, for inputs of shape ``[*batch, inputs]``."""
-        shape = (*input_shape[:-1], self.features)
-        return LIFState.at_rest(self.neuron, shape, self.param_dtype)
-
-    @property
-    def num_feature_axes(self) -> int:
-        """Inputs have one axis besides batch and time."""
-        return 1
+        return self._step(self._over, self._recurrent_kernel(), carry, jump)
 
 
-class LICell(_Leaky, nn.RNNCellBase):
+class LICell(_Cell):
     """One step of leaky integrators without a threshold, for `flax.linen.RNN`.
 
     Example::
@@ -257,18 +255,7 @@ class LICell(_Leaky, nn.RNNCellBase):
           The state after, and its voltages, ``[*batch, features]``.
         """
         jump = self._jumps(inputs).astype(carry.v.dtype)
-        return li_step(self.neuron, Flow.over(self.neuron, self.dt), carry, jump)
-
-    @nn.nowrap
-    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LIState:
-        """The state at rest, for inputs of shape ``[*batch, inputs]``."""
-        shape = (*input_shape[:-1], self.features)
-        return LIState.at_rest(self.neuron, shape, self.param_dtype)
-
-    @property
-    def num_feature_axes(self) -> int:
-        """Inputs have one axis besides batch and time."""
-        return 1
+        return li_step(self.neuron, self._over, carry, jump)
 
 
 class GridLIF(_Spiking):
@@ -311,18 +298,11 @@ class GridLIF(_Spiking):
           ValueError: a raster of another number of sources than the kernel is for.
         """
         jumps = self._jumps(self._check_raster(raster))
-        over = Flow.over(self.neuron, self.dt)
-        recurrent_kernel = self._recurrent_kernel()
-
-        def step(state: LIFState, jump: Array) -> tuple[LIFState, Array]:
-            return self._step(over, recurrent_kernel, state, jump)
-
-        shape = (*jumps.shape[:-2], self.features)
-        start = LIFState.at_rest(self.neuron, shape, jumps.dtype)
-        end, spikes = lax.scan(step, start, jnp.moveaxis(jumps, -2, 0))
+        over, recurrent_kernel = self._over, self._recurrent_kernel()
+        step = functools.partial(self._step, over, recurrent_kernel)
+        end, spikes = self._scan(step, jumps)
         if self.is_mutable_collection("events") and not self.is_initializing():
             self.variable("events", "count", lambda: end.count).value = end.count
-        spikes = jnp.moveaxis(spikes, 0, -2)
         self.sow("intermediates", "spikes", spikes)
         return spikes
 
@@ -359,15 +339,7 @@ class GridLI(_Leaky):
           ValueError: a raster of another number of sources than the kernel is for.
         """
         jumps = self._jumps(self._check_raster(raster))
-        over = Flow.over(self.neuron, self.dt)
-
-        def step(state: LIState, jump: Array) -> tuple[LIState, Array]:
-            return li_step(self.neuron, over, state, jump)
-
-        shape = (*jumps.shape[:-2], self.features)
-        start = LIState.at_rest(self.neuron, shape, jumps.dtype)
-        _, voltages = lax.scan(step, start, jnp.moveaxis(jumps, -2, 0))
-        return jnp.moveaxis(voltages, 0, -2)
+        return self._scan(functools.partial(li_step, self.neuron, self._over), jumps)[1]
 
 
 class GridNetwork(nn.Module):
@@ -472,7 +444,9 @@ def _twin(layer: nn.Module, dt: float, chosen: dict[str, Any]) -> GridLIF | Grid
             continue
         if field.name in known:
             attributes[field.name] = value
-        elif not np.array_equal(value, default := cast(Any, field.default)):
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{label(layer)} has no twin on a time grid.")
+        elif not np.array_equal(value, default := field.default):
             raise ValueError(  # It would be lost without a word.
                 f"{type(layer).__name__}.{field.name} is {value!r}, which a time grid"
                 f" does not have; leave it at {default!r}."

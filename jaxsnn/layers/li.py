@@ -1,6 +1,5 @@
 """The leaky integrator, a readout that does not spike."""
 
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +9,11 @@ from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
     Value,
+    check_callable,
     check_inputs,
     check_neuron,
     check_until,
+    check_whole,
     kernel_of,
     neuron_of,
 )
@@ -67,26 +68,18 @@ class LI(nn.Module):
     """
 
     features: int
-    tau_mem: Value = 10e-3
-    tau_syn: Value = 5e-3
-    v_leak: Value = 0.0
+    tau_mem: Value = Neuron.tau_mem
+    tau_syn: Value = Neuron.tau_syn
+    v_leak: Value = Neuron.v_leak
     kernel_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         """Checks the attributes before any work."""
         super().__post_init__()
-        value = self.features
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not (whole and value >= 1):
-            raise ValueError(
-                f"LI.features is {value!r}, expected a whole number, 1 or more."
-            )
-        if not callable(self.kernel_init):
-            raise ValueError(
-                f"LI.kernel_init is {self.kernel_init!r}, expected the function itself,"
-                " such as jaxsnn.layers.spread_normal(0.0, 1.0)."
-            )
+        check_whole("LI.features", self.features)
+        example = "jaxsnn.layers.spread_normal(0.0, 1.0)"
+        check_callable("LI.kernel_init", self.kernel_init, example)
         check_neuron(self)
 
     @property
@@ -109,7 +102,7 @@ class LI(nn.Module):
         """
         self.check_inputs(inputs)
         check_until(until)
-        kernel = kernel_of(self, inputs)
+        kernel = kernel_of(self, inputs.size)
         if _traced(until) or until < NO_TIME:
             inputs = inputs.window(-NO_TIME, until)
         trace = Trace(self.neuron, kernel, inputs, until)

@@ -1,6 +1,5 @@
 """The leaky integrate-and-fire layer."""
 
-import numbers
 from typing import Any
 
 import jax
@@ -15,19 +14,23 @@ from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
     Value,
+    check_callable,
+    check_delay,
     check_inputs,
     check_neuron,
     check_until,
+    check_whole,
     kernel_of,
     label,
     neuron_of,
     param,
     positive,
+    quicker_way,
+    shortest_delay,
 )
 from jaxsnn.record import Record, Recurrent, State, explain, start_of_run, state_after
-from jaxsnn.recurrent import simulate_recurrent
-from jaxsnn.simulate import simulate
-from jaxsnn.spikes import NO_TIME, Spikes, _traced
+from jaxsnn.recurrent import find_spikes
+from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, _traced
 
 
 class LIF(nn.Module):
@@ -62,7 +65,9 @@ class LIF(nn.Module):
     Given that collection back, it continues the run. A plain ``apply`` starts from
     rest at time 0 and writes nothing. (With delays, recurrent connections or a
     refractory period, more than that is under way at the end; such a layer reports
-    counts, and always starts from rest.)
+    counts, and always starts from rest. With recurrent connections it also reports how
+    many neurons fired `max_spikes` times, `at_limit`: what ends a cascade that would
+    go on.)
 
     Example::
 
@@ -99,7 +104,8 @@ class LIF(nn.Module):
       kernel_init: initializer of the kernel, of shape ``[inputs.size, features]``.
       delay: time in seconds that a spike takes from an input to a neuron, for all, or
         ``[inputs.size, features]``; learned as ``log_delay``. For delays that do not
-        depend on the target, or not on the source, `Delay` is cheaper.
+        depend on the target, or not on the source, `Delay` is cheaper, and much so
+        before a recurrent layer, for which every synapse then is a source.
       recurrent: whether the neurons are connected with each other and themselves.
       recurrent_init: initializer of ``recurrent_kernel``, ``[features, features]``.
       recurrent_delay: time in seconds that a spike takes within the layer, for all, of
@@ -120,12 +126,12 @@ class LIF(nn.Module):
     """
 
     features: int
-    tau_mem: Value = 10e-3
-    tau_syn: Value = 5e-3
-    v_th: Value = 1.0
-    v_leak: Value = 0.0
-    v_reset: Value = 0.0
-    t_ref: Value = 0.0
+    tau_mem: Value = Neuron.tau_mem
+    tau_syn: Value = Neuron.tau_syn
+    v_th: Value = Neuron.v_th
+    v_leak: Value = Neuron.v_leak
+    v_reset: Value = Neuron.v_reset
+    t_ref: Value = Neuron.t_ref
     max_spikes: int = 1
     slots: int | None = None
     kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)
@@ -142,22 +148,12 @@ class LIF(nn.Module):
         """Checks the attributes before any work."""
         super().__post_init__()
         for name in ("features", "max_spikes", "slots"):
-            value = getattr(self, name)
-            if name == "slots" and value is None:
-                continue
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if not (whole and value >= 1):
-                raise ValueError(
-                    f"LIF.{name} is {value!r}, expected a whole number, 1 or more."
-                )
+            if name != "slots" or self.slots is not None:
+                check_whole(f"LIF.{name}", getattr(self, name))
         for name in ("gradient", "kernel_init", "recurrent_init", "backend"):
-            if name == "backend" and self.backend is None:
-                continue
-            if not callable(getattr(self, name)):
-                raise ValueError(
-                    f"LIF.{name} is {getattr(self, name)!r}, expected the function"
-                    " itself, such as jaxsnn.eventprop.eventprop."
-                )
+            if name != "backend" or self.backend is not None:
+                example = "jaxsnn.eventprop.eventprop"
+                check_callable(f"LIF.{name}", getattr(self, name), example)
         if self.recurrent_by not in ("auto", "event", "window"):
             raise ValueError(
                 f"LIF.recurrent_by is {self.recurrent_by!r}, expected 'auto', 'event'"
@@ -166,13 +162,7 @@ class LIF(nn.Module):
         for name in ("delay", "recurrent_delay"):
             check_delay(f"LIF.{name}", getattr(self, name))
         check_neuron(self)
-        if self.recurrent and self.delay is not None:
-            raise ValueError(
-                "LIF has delays of each input synapse and recurrent connections, which"
-                " are not found together yet. Put a Delay before the layer instead of"
-                " LIF.delay, or leave out recurrent=True."
-            )
-        if self.recurrent and self.recurrent_by == "window" and not self._lockstep():
+        if self.recurrent_by == "window" and self.recurrent and not self._shortest:
             raise ValueError(
                 f"LIF.recurrent_delay is {self.recurrent_delay!r}; to run window by"
                 " window takes positive delays that do not depend on the target: a"
@@ -208,7 +198,7 @@ class LIF(nn.Module):
         """
         self.check_inputs(inputs)
         check_until(until)
-        kernel = kernel_of(self, inputs)
+        kernel = kernel_of(self, inputs.size)
         neuron = neuron_of(self)
         delay, recurrent = self._delay(inputs.size), self._recurrent()
         if not _traced(until, neuron.t_ref) and np.any(
@@ -240,6 +230,9 @@ class LIF(nn.Module):
                 [self.population()], inputs, until, device_key(self)
             )
         counters: dict[str, Any] = {}
+        if delay is not None and recurrent is not None:
+            inputs, kernel = self._by_synapse(inputs, kernel, delay)
+            delay = None
         if delay is not None:
             times = self._delayed(neuron, kernel, delay, inputs, opening, until)
         elif observation is None:
@@ -258,6 +251,8 @@ class LIF(nn.Module):
             self.features * self.max_spikes if self.slots is None else self.slots
         )
         counters = {"dropped": dropped, "late": late, **counters}
+        if recurrent is not None:
+            counters["at_limit"] = at_limit(times)
 
         if self.is_mutable_collection("events") and not self.is_initializing():
             if self._continues:
@@ -289,9 +284,7 @@ class LIF(nn.Module):
 
     def _run(self, neuron, kernel, inputs, opening, recurrent, until) -> Record:
         """Finds the spikes, without a gradient."""
-        by = self.recurrent_by
-        if by == "auto":
-            by = "window" if self._lockstep(least=0.01) else "event"
+        by = quicker_way(self.recurrent_by, self._shortest, [self.tau_mem])
         return find_spikes(
             neuron, kernel, inputs, opening, recurrent, self.max_spikes, until, by
         )
@@ -301,7 +294,7 @@ class LIF(nn.Module):
 
         Each neuron is a layer of its own then, on inputs of its own.
         """
-        inputs = later(inputs, delay)
+        inputs = inputs.delayed(delay.T)
         neuron = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.features,)), neuron)
         if opening is not None:
             v, i, count = (
@@ -316,6 +309,22 @@ class LIF(nn.Module):
             return self.gradient(neuron, kernel, inputs, opening, record)[:, 0]
 
         return jax.vmap(one, out_axes=1)(neuron, kernel.T, inputs, opening)
+
+    @staticmethod
+    def _by_synapse(inputs, kernel, delay) -> tuple[Spikes, Array]:
+        """Inputs in which each synapse is a source, with the weights that fit them."""
+        size, features = kernel.shape
+        targets = jnp.arange(features)
+        source = inputs.index[..., None]
+        index = jnp.where(source == NO_INDEX, source, source * features + targets)
+        time = inputs.time[..., None] + delay[inputs.index]
+        flat = (*inputs.index.shape[:-1], -1)
+        events = time.reshape(flat), index.reshape(flat)
+        single = jnp.zeros((size, features, features), kernel.dtype)
+        kernel = single.at[:, targets, targets].set(kernel)
+        return Spikes.from_events(*events, size * features), kernel.reshape(
+            -1, features
+        )
 
     def _delay(self, size: int) -> Array | None:
         """Delays of the inputs, ``[size, features]``; None for none."""
@@ -333,19 +342,10 @@ class LIF(nn.Module):
         delay = positive(self, "recurrent_delay", self.recurrent_delay, shape)
         return Recurrent(kernel, jnp.asarray(delay, kernel.dtype))
 
-    def _lockstep(self, least: float = 0.0) -> bool:
-        """Whether the layer can run window by window.
-
-        Args:
-          least: shortest delay in membrane time constants for which it would pay.
-        """
-        delay = self.recurrent_delay
-        if callable(delay) or _traced(delay):
-            return False
-        delay = np.asarray(delay)
-        by_source = delay.ndim == 0 or (delay.ndim == 2 and delay.shape[1] == 1)
-        tau = self.tau_mem if isinstance(self.tau_mem, int | float) else 0.0
-        return by_source and bool(((delay > 0) & (delay >= least * tau)).all())
+    @property
+    def _shortest(self) -> float | None:
+        """Shortest recurrent delay if the layer can run window by window."""
+        return shortest_delay([self.recurrent_delay])
 
     @property
     def _continues(self) -> bool:
@@ -388,53 +388,9 @@ class LIF(nn.Module):
         return label(self)
 
 
-def find_spikes(
-    neuron: Neuron,
-    kernel: Array,
-    inputs: Spikes,
-    start: State | None,
-    recurrent: Recurrent | None,
-    max_spikes: int,
-    until: Time,
-    by: str,
-) -> Record:
-    """Finds the spikes of a layer, with or without connections of its own.
-
-    The record is a constant: nothing is differentiated here.
-    """
-    given = (neuron, kernel, inputs, start, recurrent)
-    neuron, kernel, inputs, start, recurrent = lax.stop_gradient(given)
-    limits: dict[str, Any] = {"max_spikes": max_spikes, "until": until}
-    if recurrent is None:
-        return simulate(neuron, kernel, inputs, start=start, **limits)
-    return simulate_recurrent(neuron, kernel, inputs, recurrent, by=by, **limits)
-
-
-def later(inputs: Spikes, delay: Array) -> Spikes:
-    """Inputs as each neuron gets them, ``[neurons, batch, slots]``.
-
-    Args:
-      inputs: spikes, ``[batch, slots]``.
-      delay: of each source to each neuron, in seconds, ``[inputs.size, neurons]``.
-    """
-    if inputs.by_source is not None:
-        return Spikes.from_times(inputs.by_source + delay.T[:, None, :, None])
-    shape = (delay.shape[1], *inputs.index.shape)
-    index = jnp.broadcast_to(inputs.index, shape)
-    delays = jnp.moveaxis(delay[inputs.index], -1, 0)
-    return Spikes.from_events(inputs.time + delays, index, inputs.size)
-
-
-def check_delay(name: str, delay: Any) -> None:
-    """Raises for constant delays that are not a time, or negative."""
-    if delay is None or callable(delay) or _traced(delay):
-        return
-    value = np.asarray(delay, float)
-    if not (np.isfinite(value).all() and (value >= 0).all()):
-        raise ValueError(
-            f"{name} is {delay!r}, expected times in seconds, 0 or more: a spike"
-            " cannot arrive before it was sent."
-        )
+def at_limit(times: Array) -> Array:
+    """How many neurons fired as often as they may, which may have ended a cascade."""
+    return jnp.sum(times[..., -1] < NO_TIME, axis=-1, dtype=jnp.int32)
 
 
 def device_key(module: nn.Module) -> Array | None:

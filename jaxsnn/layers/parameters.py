@@ -10,7 +10,7 @@ of the parameter :math:`p`. An optimizer's step, however large, cannot leave the
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -219,7 +219,7 @@ def constant(
     return jnp.asarray(array, getattr(module, "param_dtype", jnp.float32))
 
 
-def neuron_of(module: nn.Module) -> Neuron:
+def neuron_of(module: Any) -> Neuron:
     """The neurons of a layer, from its attributes and, where learned, parameters.
 
     Learned are ``log_tau_mem``, ``log_tau_syn``, ``log_t_ref``, ``v_leak``,
@@ -235,7 +235,7 @@ def neuron_of(module: nn.Module) -> Neuron:
     at["v_leak"] = free(module, "v_leak", module.v_leak, shape)
     if not hasattr(module, "v_th"):
         return Neuron(**at)
-    at["t_ref"] = positive(module, "t_ref", getattr(module, "t_ref", 0.0), shape)
+    at["t_ref"] = positive(module, "t_ref", module.t_ref, shape)
     v_th, v_reset = module.v_th, module.v_reset
     if _unbounded(v_reset) and not _unbounded(v_th):
         at["v_th"] = free(module, "v_th", v_th, shape)
@@ -246,7 +246,7 @@ def neuron_of(module: nn.Module) -> Neuron:
     return Neuron(**at)
 
 
-def check_neuron(module: nn.Module) -> None:
+def check_neuron(module: Any) -> None:
     """Raises for constants and bounds out of range, as `Neuron`, before any work."""
     worst: dict[str, Any] = {}
     for name in ("tau_mem", "tau_syn", "v_th", "v_leak", "v_reset", "t_ref"):
@@ -261,13 +261,62 @@ def check_neuron(module: nn.Module) -> None:
         worst.pop("v_th", None)
         worst.pop("v_reset", None)
     Neuron(**worst)
-    for name in ("delay", "recurrent_delay"):
-        value = getattr(module, name, None)
-        if isinstance(value, Bounded) and value.low < 0:
-            raise ValueError(
-                f"{type(module).__name__}.{name} is {value}, expected low to be a time"
-                " in seconds, 0 or more: a spike cannot arrive before it was sent."
-            )
+
+
+def check_delay(name: str, delay: Value | None) -> None:
+    """Raises for constant delays that are not a time, and bounds below 0."""
+    if isinstance(delay, Bounded):
+        first: Any = delay.low
+    elif delay is None or callable(delay) or _traced(delay):
+        return
+    else:
+        first = delay
+    value = np.asarray(first, float)
+    if not (np.isfinite(value).all() and (value >= 0).all()):
+        raise ValueError(
+            f"{name} is {delay!r}, expected times in seconds, 0 or more: a spike"
+            " cannot arrive before it was sent."
+        )
+
+
+def shortest_delay(delays: Iterable[Value]) -> float | None:
+    """Shortest of a recurrent layer's delays if it can run window by window, else None.
+
+    That takes positive constants that do not depend on the target: numbers, or arrays
+    ``[sources, 1]``.
+    """
+    shortest = math.inf
+    for delay in delays:
+        if callable(delay) or _traced(delay):
+            return None
+        value = np.asarray(delay, float)
+        if not (value.ndim == 0 or (value.ndim == 2 and value.shape[1] == 1)):
+            return None
+        shortest = min(shortest, float(value.min()))
+    return shortest if shortest > 0 else None
+
+
+def quicker_way(by: str, shortest: float | None, tau_mem: Iterable[Value]) -> str:
+    """What ``"auto"`` stands for: windows, unless they would be very many."""
+    if by != "auto":
+        return by
+    longest = max((x for x in tau_mem if isinstance(x, int | float)), default=0.0)
+    return "window" if shortest and shortest >= 0.01 * longest else "event"
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises for what is not a whole number of at least 1."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and int(value) >= 1):
+        raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more.")
+
+
+def check_callable(name: str, value: Any, example: str) -> None:
+    """Raises for what is not a function."""
+    if not callable(value):
+        raise ValueError(
+            f"{name} is {value!r}, expected the function itself, such as {example}."
+        )
 
 
 def _unbounded(value: Any) -> bool:
@@ -288,25 +337,28 @@ def check_inputs(module: nn.Module, inputs: Spikes) -> None:
             f"{label(module)} takes jaxsnn.Spikes, not {type(inputs).__name__};"
             " jaxsnn.coding.encode_latency makes them from numbers."
         )
-    if module.has_variable("params", "kernel"):
-        expected = jnp.shape(nn.meta.unbox(module.get_variable("params", "kernel")))
-        if expected != (inputs.size, module.features):
-            raise ValueError(
-                f"{label(module)} has a kernel of shape {expected}: expected"
-                f" spikes of {expected[0]} sources and features={expected[1]}, got"
-                f" spikes of {inputs.size} sources and features={module.features}."
-            )
+    check_sources(module, inputs.size, "spikes")
 
 
-def kernel_of(
-    module: nn.Module, inputs: Spikes, name: str = "kernel", init: Any = None
-) -> Array:
+def check_sources(module: nn.Module, size: int, what: str) -> None:
+    """Raises if a layer has a kernel already, and it is for other inputs."""
+    if not module.has_variable("params", "kernel"):
+        return
+    expected = jnp.shape(nn.meta.unbox(module.get_variable("params", "kernel")))
+    if expected != (size, module.features):
+        raise ValueError(
+            f"{label(module)} has a kernel of shape {expected}: expected {what} of"
+            f" {expected[0]} sources and features={expected[1]}, got {what} of {size}"
+            f" sources and features={module.features}."
+        )
+
+
+def kernel_of(module: nn.Module, size: int) -> Array:
     """The weights of a layer's inputs, checked."""
-    shape = (inputs.size, module.features)
-    kernel = param(module, name, init or module.kernel_init, shape)
+    kernel = param(module, "kernel", module.kernel_init, (size, module.features))
     if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
         raise ValueError(
-            f"the {name} of {label(module)} has entries that are NaN or inf."
+            f"the kernel of {label(module)} has entries that are NaN or inf."
         )
     return kernel
 
