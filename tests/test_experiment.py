@@ -14,13 +14,13 @@ from configs import (
     yinyang_grid,
     yinyang_mot,
 )
-from jaxsnn import Spikes, losses
+from jaxsnn import Spikes, losses, readout
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
 from jaxsnn.layers import GridLI, GridLIF, GridNetwork
 from jaxsnn.surrogate import superspike, triangular
-from jaxsnn.training import TrainingError
+from jaxsnn.training import TrainingError, create_train_state, eval_step, train_step
 from jaxsnn.training.experiment import (
     GRADIENTS,
     HARDWARE,
@@ -57,8 +57,8 @@ def test_every_loss_is_finite_and_has_a_gradient(name):
         outputs, state = experiment.model.apply(
             {"params": params}, inputs, mutable=["events"]
         )
-        labels = jnp.array([1])
-        return experiment.loss(outputs, labels, params, state["events"]).mean()
+        readings, labels = experiment.read(outputs), jnp.array([1])
+        return experiment.loss(readings, labels, params, state["events"]).mean()
 
     value, grads = loss(variables["params"])
     assert jnp.isfinite(value)
@@ -70,8 +70,8 @@ def test_every_loss_is_finite_and_has_a_gradient(name):
 def test_a_silent_output_layer_predicts_nothing():
     experiment = create_experiment(yinyang.get_config())
     times = jnp.array([[[3.0], [2.0], [jnp.inf]], [[jnp.inf]] * 3])
-    outputs = Spikes.from_times(times)
-    np.testing.assert_array_equal(experiment.predict(outputs), [1, -1])
+    readings = experiment.read(Spikes.from_times(times))
+    np.testing.assert_array_equal(experiment.predict(readings), [1, -1])
 
 
 def test_maxima_of_voltages_decide_and_teach():
@@ -86,9 +86,10 @@ def test_maxima_of_voltages_decide_and_teach():
         outputs, state = experiment.model.apply(
             {"params": params}, inputs, mutable=["events"]
         )
-        each = experiment.loss(outputs, jnp.array([1]), params, state["events"])
+        readings = experiment.read(outputs)
+        each = experiment.loss(readings, jnp.array([1]), params, state["events"])
         count = state["events"]["hidden"]["count"]
-        return each.mean(), (outputs, count, experiment.predict(outputs))
+        return each.mean(), (outputs, count, experiment.predict(readings))
 
     (value, (outputs, count, predicted)), grads = loss(params)
     # At each time in turn, not by the maximum under test.
@@ -104,11 +105,27 @@ def test_maxima_of_voltages_decide_and_teach():
 
     # Outputs that all rest are equal: the first of them, by convention.
     silence = Spikes.from_times(jnp.full((1, 5, 1), jnp.inf))
-    outputs = experiment.model.apply({"params": params}, silence)
-    np.testing.assert_array_equal(experiment.predict(outputs), [0])
+    readings = experiment.read(experiment.model.apply({"params": params}, silence))
+    np.testing.assert_array_equal(experiment.predict(readings), [0])
     config.hardware = "simulated_chip"
     with pytest.raises(TrainingError, match="a device reports spikes only"):
         create_experiment(config)
+
+
+@pytest.mark.parametrize("step", [train_step, eval_step])
+def test_a_step_searches_the_maxima_once(step, monkeypatch):
+    experiment = create_experiment(yinyang_mot.get_config())
+    tx, _ = experiment.optimizer(1)
+    features = jnp.zeros((2, 4))
+    state = create_train_state(experiment, tx, jax.random.key(0), features)
+    searches, search = [], readout.find_maximum
+    monkeypatch.setattr(
+        readout, "find_maximum", lambda *args: searches.append(1) or search(*args)
+    )
+    labels, mask = jnp.array([0, 1]), jnp.array([True, True])
+    batch = {"features": features, "label": labels, "mask": mask}
+    jax.eval_shape(step, state, batch)
+    assert len(searches) == 1
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "mot_cross_entropy"])
@@ -134,8 +151,9 @@ def test_a_time_grid_is_one_attribute_of_the_same_experiment(name):
             outputs, state = experiment.model.apply(
                 {"params": params}, inputs, mutable=["events"]
             )
-            each = experiment.loss(outputs, labels, params, state["events"])
-            return each.mean(), (each, experiment.predict(outputs))
+            readings = experiment.read(outputs)
+            each = experiment.loss(readings, labels, params, state["events"])
+            return each.mean(), (each, experiment.predict(readings))
 
         return loss(params)
 
@@ -174,8 +192,8 @@ def test_the_grid_is_what_the_config_says():
     variables = experiment.model.init(jax.random.key(0), inputs)
     outputs, state = experiment.model.apply(variables, inputs, mutable=["events"])
     assert outputs.shape == (2, 210, 3)
-    labels = jnp.array([0, 1])
-    loss = experiment.loss(outputs, labels, variables["params"], state["events"])
+    readings, labels = experiment.read(outputs), jnp.array([0, 1])
+    loss = experiment.loss(readings, labels, variables["params"], state["events"])
     expected = losses.mot_cross_entropy(outputs.max(1), labels)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 

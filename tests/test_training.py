@@ -256,6 +256,34 @@ def test_evaluation_weights_each_example_equally():
     }
 
 
+@pytest.mark.parametrize("read", [{}, {"read_fn": lambda outputs: outputs["v"]}])
+def test_loss_and_prediction_take_what_is_read(read):
+    def apply(variables, x, **_):
+        v = x * variables["params"]["weight"]
+        return ({"v": v} if read else v), {}
+
+    state = training_dummy.make_state(
+        params={"weight": jnp.ones(())},
+        tx=optax.sgd(1.0),
+        apply_fn=apply,
+        loss_fn=lambda readings, labels, params, events: readings**2,
+        predict_fn=lambda readings: jnp.int32(readings),
+        **read,
+    )
+    batch = {
+        "features": jnp.array([1.0, 2.0]),
+        "label": jnp.array([1, 1]),
+        "mask": jnp.array([True, True]),
+    }
+    new_state, of_training = steps.train_step(state, batch)
+    assert (
+        new_state.params["weight"] == 1 - (2 * 1 + 2 * 4) / 2
+    )  # By the readings' gradient.
+    for found in (of_training, steps.eval_step(state, batch)):
+        scalars = metrics.to_scalars(found)
+        assert (scalars["loss"], scalars["accuracy"]) == (2.5, 0.5)
+
+
 def test_events_metric_merges_batches():
     def batch(count, dropped):
         events = {

@@ -63,6 +63,7 @@ class Experiment:
     loss: Callable[..., jax.Array]
     predict: Callable[..., jax.Array]
     optimizer: Callable[..., Any]
+    read: Callable[..., Any] = lambda outputs: outputs
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:

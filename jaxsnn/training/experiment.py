@@ -58,10 +58,12 @@ class Experiment(NamedTuple):
     Attributes:
       model: the network; ``apply`` takes what `encode` returns.
       encode: features ``[batch, features]`` to the network's inputs.
-      loss: ``(outputs, labels, params, events)`` to the loss of each example.
-      predict: outputs to labels ``[batch]``, -1 where no output neuron of the spiking
+      loss: ``(readings, labels, params, events)`` to the loss of each example.
+      predict: readings to labels ``[batch]``, -1 where no output neuron of the spiking
         readout fired.
       optimizer: steps per epoch to the optimizer and its learning rate per step.
+      read: the network's outputs to the readings that `loss` and `predict` share, such
+        as maxima of voltages, which are found once; by default the outputs themselves.
     """
 
     model: Network | GridNetwork
@@ -69,6 +71,7 @@ class Experiment(NamedTuple):
     loss: Callable[[Any, Array, Mapping, Mapping], Array]
     predict: Callable[[Any], Array]
     optimizer: Callable[[int], tuple[optax.GradientTransformation, Schedule]]
+    read: Callable[[Any], Any] = lambda outputs: outputs
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -87,14 +90,14 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
     def encode(features: Array) -> Spikes:
         return encode_latency(features, **config.encoding)
 
-    def loss(outputs: Any, labels: Array, params: Mapping, events: Mapping) -> Array:
+    def loss(readings: Any, labels: Array, params: Mapping, events: Mapping) -> Array:
         # A constant to each example, so that the mean over examples has it once.
         bump = sum(
             losses.silence_bump(params[name]["kernel"], state["count"])
             for name, state in events.items()
             if "count" in state  # A GridLI that comes first has none.
         )
-        return loss_fn(outputs, labels) + config.loss.bump * bump
+        return loss_fn(readings, labels) + config.loss.bump * bump
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
         schedule = optax.cosine_decay_schedule(
@@ -103,19 +106,18 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         clip = optax.clip_by_global_norm(config.clip_norm)
         return optax.chain(clip, optax.adam(schedule)), schedule
 
-    return Experiment(model, encode, loss, readout.predict, optimizer)
+    return Experiment(model, encode, loss, readout.predict, optimizer, readout.read)
 
 
-def predict_first(outputs: Spikes) -> Array:
+def predict_first(times: Array) -> Array:
     """The neuron that fires first, int32, ``[batch]``; -1 if none does."""
-    times = first_spike_times(outputs)
     first = jnp.argmin(times, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.min(times, axis=-1) < NO_TIME, first, -1)
 
 
-def predict_highest(outputs: Trace | Array) -> Array:
+def predict_highest(maxima: Array) -> Array:
     """The neuron of the highest voltage, the first of equals, int32, ``[batch]``."""
-    return jnp.argmax(_maxima(outputs), axis=-1).astype(jnp.int32)
+    return jnp.argmax(maxima, axis=-1).astype(jnp.int32)
 
 
 def _maxima(outputs: Trace | Array) -> Array:
@@ -128,8 +130,7 @@ def _maxima(outputs: Trace | Array) -> Array:
 def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
     loss_fn = _choose("loss.name", config.loss.name, LOSSES)(config.loss)
 
-    def loss(outputs: Spikes, labels: Array) -> Array:
-        times = first_spike_times(outputs)
+    def loss(times: Array, labels: Array) -> Array:
         return loss_fn(times, labels) + config.loss.early * losses.earliness(
             times, labels, tau=config.model.tau_syn, t_silent=config.loss.t_silent
         )
@@ -138,8 +139,7 @@ def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]
 
 
 def _voltage_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
-    loss_fn = _choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
-    return lambda outputs, labels: loss_fn(_maxima(outputs), labels)
+    return _choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
 
 
 class Readout(NamedTuple):
@@ -147,18 +147,20 @@ class Readout(NamedTuple):
 
     Attributes:
       layer: which layer is the last.
-      loss: from a config, a function of outputs and labels.
-      predict: outputs to labels.
+      read: its outputs to one number per neuron, ``[batch, neurons]``.
+      loss: from a config, a function of these and labels.
+      predict: these to labels.
     """
 
     layer: type[LIF] | type[LI]
+    read: Callable[[Any], Array]
     loss: Callable[[ml_collections.ConfigDict], Callable[..., Array]]
     predict: Callable[[Any], Array]
 
 
 READOUTS = {
-    "lif": Readout(LIF, _first_spike_loss, predict_first),
-    "li": Readout(LI, _voltage_loss, predict_highest),
+    "lif": Readout(LIF, first_spike_times, _first_spike_loss, predict_first),
+    "li": Readout(LI, _maxima, _voltage_loss, predict_highest),
 }
 
 

@@ -28,14 +28,19 @@ class TrainState(train_state.TrainState):
       collections: the model's state collections, carried from step to step. Not among
         them is `events`: each sample starts from rest.
       encode_fn: turns features [B, F] into the model's inputs.
-      loss_fn: `(outputs, labels, params, events)` to the loss of each example [B].
-      predict_fn: turns the model's outputs into labels [B].
+      loss_fn: `(readings, labels, params, events)` to the loss of each example [B].
+      predict_fn: turns readings into labels [B].
+      read_fn: turns the model's outputs into the readings that loss and prediction
+        share, once per batch; by default they are the outputs.
     """
 
     collections: Mapping[str, Any]
     encode_fn: Callable[..., Any] = struct.field(pytree_node=False)
     loss_fn: Callable[..., jax.Array] = struct.field(pytree_node=False)
     predict_fn: Callable[..., jax.Array] = struct.field(pytree_node=False)
+    read_fn: Callable[..., Any] = struct.field(
+        pytree_node=False, default=lambda outputs: outputs
+    )
 
 
 def create_train_state(
@@ -60,6 +65,7 @@ def create_train_state(
         encode_fn=experiment.encode,
         loss_fn=experiment.loss,
         predict_fn=experiment.predict,
+        read_fn=experiment.read,
     )
     # Flax starts with a Python int, whose type changes, and recompiles, at step 2.
     return state.replace(step=jnp.zeros((), jnp.int32))
@@ -76,17 +82,17 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetric
             mutable=["events", *state.collections],
             rngs=_rngs(batch),
         )
-        events = updates.get("events", {})
-        losses = state.loss_fn(outputs, labels, params, events)
-        return losses.mean(), (losses, outputs, updates)
+        readings, events = state.read_fn(outputs), updates.get("events", {})
+        losses = state.loss_fn(readings, labels, params, events)
+        return losses.mean(), (losses, readings, updates)
 
-    grads, (losses, outputs, updates) = jax.grad(mean_loss, has_aux=True)(state.params)
+    grads, (losses, readings, updates) = jax.grad(mean_loss, has_aux=True)(state.params)
     new_state = state.apply_gradients(
         grads=grads, collections={name: updates[name] for name in state.collections}
     )
     metrics = TrainMetrics.single_from_model_output(
         loss=losses,
-        correct=state.predict_fn(outputs) == labels,
+        correct=state.predict_fn(readings) == labels,
         events=updates.get("events", {}),
         nonfinite_grads=_count_nonfinite(grads),
         nonfinite_params=_count_nonfinite(new_state.params),
@@ -102,10 +108,11 @@ def eval_step(state: TrainState, batch: Batch) -> EvalMetrics:
         mutable=["events"],
         rngs=_rngs(batch),
     )
+    readings = state.read_fn(outputs)
     labels, events = batch["label"], updates.get("events", {})
     return EvalMetrics.single_from_model_output(
-        loss=state.loss_fn(outputs, labels, state.params, events),
-        correct=state.predict_fn(outputs) == labels,
+        loss=state.loss_fn(readings, labels, state.params, events),
+        correct=state.predict_fn(readings) == labels,
         events=events,
         mask=batch["mask"],
     )
