@@ -12,6 +12,7 @@ benchmarks/README.md. What cannot be installed or run is a row that says why.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -185,7 +186,7 @@ class Running:
             settings["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         else:
             settings.pop("PYTHONPATH", None)  # It may hold a package of their name.
-        self.timeout = options.timeout
+        self.runner, self.timeout = peer.runner, options.timeout
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # See close().
         self.process = subprocess.Popen(
             command,
@@ -203,35 +204,39 @@ class Running:
 
     def measure(self) -> dict[str, float]:
         """Asks for one measurement."""
-        try:
+        # That a runner is gone, and why, is told where its answer is missing.
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # The answer, or rather its absence, tells why.
         return self._answer()
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # From a line that it did not read.
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
 
     def _answer(self) -> dict:
+        """The next JSON object that the runner prints; without one, says why."""
         alarm = threading.Timer(self.timeout, self.process.kill)
         alarm.start()
+        printed = ""
         try:
             for line in self.process.stdout:
                 if line.startswith("{"):  # Libraries may print, too.
                     return json.loads(line)
+                printed += line
+            code = self.process.wait()
         finally:
             timed_out = not alarm.is_alive()
             alarm.cancel()
         if timed_out:
-            raise Failed(f"no answer in {self.timeout:g} s")
-        self.process.wait()
+            raise Failed(f"{self.runner}: no answer in {self.timeout:g} s")
         self.errors.seek(0)
-        raise Failed(last_error(self.errors.read()))
+        why = last_error(printed + self.errors.read())
+        raise Failed(f"{self.runner}: exit code {code}: {why}")
 
 
 def environment(peer: Peer, options: argparse.Namespace) -> str:

@@ -16,7 +16,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-import optax
+from loop import loops
 
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
@@ -94,33 +94,25 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     times = 10e-3 * times
     labels = jax.random.randint(keys[1], (examples,), 0, options.outputs)
     params = network.init(keys[2], Spikes.from_times(times[:1]))["params"]
-    optimizer = optax.adam(1e-5)  # Slow: the network stays what it is while measured.
+
+    def first_spikes(params, times):
+        return network.apply({"params": params}, Spikes.from_times(times)).first()
 
     def loss(params, times, labels):
-        spikes = Spikes.from_times(times)
-        out = network.apply({"params": params}, spikes).first()
+        out = first_spikes(params, times)
         return ttfs_cross_entropy(out, labels, tau=1e-3, t_silent=50e-3).mean()
 
-    def train_step(carry, index):
-        params, state = carry
-        grads = jax.grad(loss)(params, times[index], labels[index])
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def predict(params, times):
+        return jnp.argmin(first_spikes(params, times), axis=-1)
 
-    def infer_step(params, index):
-        spikes = Spikes.from_times(times[index])
-        out = network.apply({"params": params}, spikes).first()
-        return params, jnp.argmin(out, axis=-1)
-
-    index = jnp.arange(steps * options.batch).reshape(steps, -1) % examples
-    carry = (params, optimizer.init(params))
-    train = jax.jit(lambda carry, index: jax.lax.scan(train_step, carry, index)[0])
-    infer = jax.jit(lambda params, index: jax.lax.scan(infer_step, params, index)[1])
+    train, infer, start = loops(
+        loss, predict, params, times, labels, steps=steps, batch=options.batch
+    )
     samples = steps * options.batch
-    compile_s, train_s = clock(train, options.rounds, carry, index)
+    compile_s, train_s = clock(train, options.rounds, *start)
     speeds = {"train_samples_per_s": round(samples / train_s)}
     if not options.train_only:
-        _, infer_s = clock(infer, options.rounds, params, index)
+        _, infer_s = clock(infer, options.rounds, *start)
         speeds["infer_samples_per_s"] = round(samples / infer_s)
     _, state = network.apply(
         {"params": params},

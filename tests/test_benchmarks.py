@@ -114,6 +114,25 @@ def test_a_runner_tells_facts_and_then_speeds(program, tmp_path, monkeypatch):
     assert peers.distance(found, found) == 0
 
 
+def test_a_runner_that_dies_is_an_error_that_says_how(tmp_path):
+    def start(says):
+        # Its input is closed first, so that asking it fails for certain.
+        script = f"import os, sys\nos.close(0)\n{says}\n"
+        script += "print('SomeError: over', flush=True)\nsys.exit(7)\n"
+        (tmp_path / "dying.py").write_text(script)
+        options = argparse.Namespace(core=0, seconds=1, timeout=60)
+        return peers.Running(peers.Peer("", str(tmp_path / "dying")), "", "", options)
+
+    why = r"dying: exit code 7: SomeError: over$"
+    with pytest.raises(peers.Failed, match=why):
+        start("print('Warning: before', file=sys.stderr)")
+    running = start("print('{}', flush=True)")
+    with pytest.raises(peers.Failed, match=why):
+        running.measure()
+    running.close()
+    assert running.process.stdin.closed
+
+
 def test_speed_counts_events_and_keeps_its_fields():
     options = speed.arguments().parse_args(
         [

@@ -29,24 +29,28 @@ UNTIL = 60.0  # ms
 N_IN, NEURONS = 8, 6
 
 
-def reset_nest():
-    """An empty, quiet simulator."""
+def run_nest(layer, kernel, time, until, lateral=None, delay=None):
+    """Sorted spike times of each neuron of a layer; all times in ms.
+
+    Args:
+      layer: whose neurons these are, but that they rest for one step at least.
+      kernel: weights of the inputs.
+      time: of the inputs, ``[inputs, ...]``; they act one step later.
+      until: when the run ends.
+      lateral: weights within the layer.
+      delay: of the spikes of each neuron within the layer.
+    """
     nest.ResetKernel()
     if hasattr(nest, "VerbosityLevel"):
         nest.verbosity = nest.VerbosityLevel.ERROR
     else:
         nest.set_verbosity("M_ERROR")
     nest.resolution = STEP
-
-
-def run_nest(layer, kernel, time):
-    """Spike times of each neuron in ms; inputs act one step after `time`."""
-    reset_nest()
     fires_unprompted = layer.v_leak > layer.v_th
     tau_mem, tau_syn = 1e3 * layer.tau_mem, 1e3 * layer.tau_syn
     neurons = nest.Create(
         "iaf_psc_exp_ps",
-        NEURONS,
+        kernel.shape[1],
         {
             "C_m": tau_mem,  # With this, a weight in pA is one in mV.
             "tau_m": tau_mem,
@@ -57,22 +61,26 @@ def run_nest(layer, kernel, time):
             "V_reset": layer.v_reset,
             "V_m": layer.v_reset if fires_unprompted else layer.v_leak,
             "I_e": 0.0,
-            "t_ref": STEP,
+            "t_ref": max(STEP, 1e3 * layer.t_ref),
         },
     )
     sources = nest.Create(
         "spike_generator",
-        N_IN,
-        [{"spike_times": [t], "precise_times": True} for t in time],
+        len(time),
+        [{"spike_times": np.atleast_1d(t), "precise_times": True} for t in time],
     )
     recorder = nest.Create("spike_recorder")
     synapse = {"weight": kernel.T, "delay": STEP}
     nest.Connect(sources, neurons, "all_to_all", synapse)
+    if lateral is not None:
+        # NEST's order is target, source.
+        delays = np.broadcast_to(delay, lateral.shape)
+        synapse = {"weight": lateral.T, "delay": delays}
+        nest.Connect(neurons, neurons, "all_to_all", synapse)
     nest.Connect(neurons, recorder)
-    nest.Simulate(UNTIL)
+    nest.Simulate(until)
     events = recorder.events
-    senders = events["senders"] - min(neurons.tolist())
-    return [np.sort(events["times"][senders == n]) for n in range(NEURONS)]
+    return [np.sort(events["times"][events["senders"] == n]) for n in neurons.tolist()]
 
 
 def restarts(layer, kernel, time, trains):
@@ -121,7 +129,7 @@ def test_spike_times_match_nest(ratio, v_leak, v_reset, strength):
     layer = LIF(
         NEURONS, tau_mem=10e-3, tau_syn=10e-3 / ratio, v_leak=v_leak, v_reset=v_reset
     )
-    trains = run_nest(layer, kernel, time)
+    trains = run_nest(layer, kernel, time, UNTIL)
     assert sum(map(len, trains)) > 20
     arrival = time + STEP
     starts = restarts(layer, kernel, arrival, trains)
@@ -151,7 +159,7 @@ SIZES = [(100, "event"), (100, "window"), (1000, "window")]
 def nest_network(neurons):
     """A random network and its spikes by NEST: arguments, times [neurons, spikes]."""
     rng = np.random.default_rng(neurons)
-    sources, until, t_ref = 40, 100.0, 1.0
+    sources, until = 40, 100.0
     # A fifth inhibits as much as the others excite. The coupling is moderate on
     # purpose: what the one simulator rounds otherwise than the other must not grow, as
     # it would in chaos, where after some time no two programs have the same spikes.
@@ -161,41 +169,18 @@ def nest_network(neurons):
     kernel = 25 / sources * rng.gamma(1.0, 1.0, (sources, neurons))
     time = np.sort(rng.uniform(0, until, (sources, 10)))
     delay = STEP * rng.integers(50, 200, neurons)  # Of each source, 0.5 to 2 ms.
-    reset_nest()
-    population = nest.Create(
-        "iaf_psc_exp_ps",
-        neurons,
-        {"C_m": 10.0, "tau_m": 10.0, "tau_syn_ex": 5.0, "tau_syn_in": 5.0}
-        | {"V_th": 1.0, "E_L": 0.0, "V_reset": 0.0, "V_m": 0.0, "I_e": 0.0}
-        | {"t_ref": t_ref},
-    )
-    generators = nest.Create(
-        "spike_generator",
-        sources,
-        [{"spike_times": t, "precise_times": True} for t in time],
-    )
-    recorder = nest.Create("spike_recorder")
-    nest.Connect(
-        generators, population, "all_to_all", {"weight": kernel.T, "delay": STEP}
-    )
-    delays = np.broadcast_to(delay, (neurons, neurons))
-    synapse = {"weight": lateral.T, "delay": delays}
-    nest.Connect(population, population, "all_to_all", synapse)
-    nest.Connect(population, recorder)
-    nest.Simulate(until)
-    events = recorder.events
-    senders = events["senders"] - min(population.tolist())
-    trains = [np.sort(events["times"][senders == n]) for n in range(neurons)]
+    layer = LIF(neurons, t_ref=1e-3)
+    trains = run_nest(layer, kernel, time, until, lateral, delay)
     most = max(map(len, trains))
     times = np.full((neurons, most), np.inf)
     for n, train in enumerate(trains):
         times[n, : len(train)] = train
     return SimpleNamespace(
+        layer=layer,
         kernel=kernel,
         lateral=lateral,
         arrival=time + STEP,
         delay=delay,
-        t_ref=t_ref,
         until=until,
         times=times,
     )
@@ -206,9 +191,7 @@ def nest_network(neurons):
 def test_a_recurrent_network_matches_nest(neurons, by):
     network = nest_network(neurons)
     expected = network.times
-    layer = LIF(
-        neurons,
-        t_ref=1e-3 * network.t_ref,
+    layer = network.layer.clone(
         max_spikes=expected.shape[1] + 1,  # One more than needed would be seen.
         recurrent=True,
         recurrent_delay=1e-3 * network.delay[:, None],

@@ -8,7 +8,7 @@ and that builds the problem's network with that library. It prints one JSON obje
 facts, then one of speeds for every line it reads: `peers.py` asks several runners in
 turn, each compiled once. By hand: `echo | python benchmarks/peers/ours.py problem.npz`.
 
-This file imports nothing but JAX, NumPy and optax, which every library brings along.
+Nothing but JAX, NumPy and optax is imported: every library brings those along.
 """
 
 import json
@@ -21,6 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+# Last, so that nothing here hides a package of a library.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from loop import loops
 
 SECONDS = float(os.environ.get("BENCHMARK_SECONDS", "0.5"))  # Of one measurement.
 
@@ -38,13 +42,17 @@ def load() -> dict:
     return problem
 
 
-def latency(problem: dict, first_spikes):
-    """Turns first-spike times into the logits of the problem's cross entropy.
+def serve_times(problem: dict, first_spikes, *, steps, hidden_spikes=None, **facts):
+    """Serves a library whose first-spike times are differentiable; see `serve`.
 
     Args:
       problem: see `load`.
-      first_spikes: a function of the kernels and input times, ``[batch, inputs]``, that
-        returns times in seconds, ``inf`` for silence, ``[batch, outputs]``.
+      first_spikes: a function of the kernels, hidden and output, and of input times,
+        ``[batch, inputs]``, that returns times in seconds, ``inf`` for silence,
+        ``[batch, outputs]``.
+      steps: see `serve`.
+      hidden_spikes: a function of the same that counts them, ``[batch]``.
+      **facts: see `serve`.
     """
 
     def logits(params, times):
@@ -53,32 +61,28 @@ def latency(problem: dict, first_spikes):
         safe = jnp.where(jnp.isfinite(out), out, 0)
         return -jnp.where(heard, safe, problem["t_silent"]) / problem["tau"]
 
-    return logits
+    params = jnp.asarray(problem["hidden"]), jnp.asarray(problem["output"])
+    if hidden_spikes is not None:
+        batch = jnp.asarray(problem["times"][: problem["batch"]])
+        facts["hidden_spikes"] = float(jax.jit(hidden_spikes)(params, batch).mean())
+    serve(problem, logits, params, steps=steps, **facts)
 
 
-def kernels(problem: dict) -> tuple:
-    """The problem's weights as parameters: hidden and output kernel."""
-    return jnp.asarray(problem["hidden"]), jnp.asarray(problem["output"])
-
-
-def serve(problem: dict, logits, params, *, steps: int, exact: bool, **facts) -> None:
+def serve(problem: dict, logits, params, *, steps: int, **facts) -> None:
     """Compiles the training and inference loops, reports, measures when asked.
 
     Args:
       problem: see `load`.
       logits: a function of parameters and input times, ``[batch, inputs]``.
-      params: its first argument; `kernels` if `exact`.
+      params: its first argument; both kernels, unless there is `no_gradient`.
       steps: training steps per call of the compiled loop, enough to hide the call.
-      exact: whether the library computes the problem's own loss, so that its gradient
-        is to be compared.
-      **facts: what else to report: ``hidden_spikes`` per sample, or instead
-        what the table is to say about lost spikes, ``dropped``, and about the
-        gradient, ``no_gradient``.
+      **facts: what else to report: ``hidden_spikes`` per sample, or instead what the
+        table is to say about lost spikes, ``dropped``; and what it is to say instead of
+        the gradient's error, ``no_gradient``, if the loss is not the problem's own.
     """
     batch = problem["batch"]
     times = jnp.asarray(problem["times"])
     labels = jnp.asarray(problem["labels"])
-    optimizer = optax.adam(1e-5)  # Slow: the network stays what it is while measured.
 
     def loss(params, times, labels):
         values = optax.softmax_cross_entropy_with_integer_labels(
@@ -86,33 +90,26 @@ def serve(problem: dict, logits, params, *, steps: int, exact: bool, **facts) ->
         )
         return values.mean()
 
-    def train_step(carry, index):
-        params, state = carry
-        grads = jax.grad(loss)(params, times[index], labels[index])
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def predict(params, times):
+        return jnp.argmax(logits(params, times), axis=-1)
 
-    def infer_step(params, index):
-        return params, jnp.argmax(logits(params, times[index]), axis=-1)
+    train, infer, start = loops(
+        loss, predict, params, times, labels, steps=steps, batch=batch
+    )
+    begin = time.perf_counter()
+    train = train.lower(*start).compile()
+    compile_s = time.perf_counter() - begin
+    infer = infer.lower(*start).compile()
 
-    index = jnp.arange(steps * batch).reshape(steps, batch) % len(labels)
-    carry = (params, optimizer.init(params))
-    start = time.perf_counter()
-    train = jax.jit(lambda carry, i: jax.lax.scan(train_step, carry, i)[0])
-    train = train.lower(carry, index).compile()
-    compile_s = time.perf_counter() - start
-    infer = jax.jit(lambda params, i: jax.lax.scan(infer_step, params, i)[1])
-    infer = infer.lower(params, index).compile()
-
-    if exact and len(sys.argv) > 2:
+    if "no_gradient" not in facts and len(sys.argv) > 2:
         grads = jax.jit(jax.grad(loss))(params, times[:batch], labels[:batch])
         np.savez(sys.argv[2], hidden=grads[0], output=grads[1])
 
     def speeds() -> dict:
         samples = steps * batch
         return {
-            "train_samples_per_s": rate(lambda: train(carry, index), samples),
-            "infer_samples_per_s": rate(lambda: infer(params, index), samples),
+            "train_samples_per_s": rate(lambda: train(*start), samples),
+            "infer_samples_per_s": rate(lambda: infer(*start), samples),
         }
 
     facts = {"compile_s": round(compile_s, 1), "jax": jax.__version__, **facts}

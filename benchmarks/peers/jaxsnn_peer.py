@@ -61,15 +61,10 @@ def first_spikes(params, times):
     return jax.vmap(lambda spikes: first_spike(spikes, outputs))(output)
 
 
-params = harness.kernels(problem)
-batch = jnp.asarray(problem["times"][: problem["batch"]])
-events = jax.jit(run)(params, batch)["hidden"]
-fired = events.internal & (events.idx >= 0)
-harness.serve(
-    problem,
-    harness.latency(problem, first_spikes),
-    params,
-    steps=4,
-    exact=True,
-    hidden_spikes=float(fired.sum(-1).mean()),
-)
+def hidden_spikes(params, times):
+    """Their number in each sample."""
+    events = run(params, times)["hidden"]
+    return (events.internal & (events.idx >= 0)).sum(-1)
+
+
+harness.serve_times(problem, first_spikes, steps=4, hidden_spikes=hidden_spikes)

@@ -1,7 +1,6 @@
 """This project's layers."""
 
 import harness
-import jax
 
 from jaxsnn.layers import LIF, Network
 from jaxsnn.spikes import Spikes
@@ -21,14 +20,15 @@ def run(params, times, **options):
     return network.apply({"params": variables}, spikes, **options)
 
 
-params = harness.kernels(problem)
-first = jax.numpy.asarray(problem["times"][: problem["batch"]])
-_, state = jax.jit(lambda: run(params, first, mutable=["events"]))()
-harness.serve(
+def hidden_spikes(params, times):
+    """Their number in each sample."""
+    _, state = run(params, times, mutable=["events"])
+    return state["events"]["hidden"]["count"].sum(-1)
+
+
+harness.serve_times(
     problem,
-    harness.latency(problem, lambda params, times: run(params, times).first()),
-    params,
+    lambda params, times: run(params, times).first(),
     steps=64,
-    exact=True,
-    hidden_spikes=float(state["events"]["hidden"]["count"].sum(-1).mean()),
+    hidden_spikes=hidden_spikes,
 )

@@ -45,7 +45,6 @@ harness.serve(
     logits,
     params,
     steps=8,
-    exact=False,
     no_gradient="n/a: another model and loss",
     dropped="n/a: a grid",
 )
