@@ -8,7 +8,7 @@ the spikes it observed. Neither knows the other.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from jax import Array
+from jax import Array, lax
 
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.record import Record, Recurrent, State
@@ -31,20 +31,50 @@ class GradientMethod(Protocol):
         ...
 
 
+class Projection(NamedTuple):
+    """All spikes of one population go to all neurons of another, or its own.
+
+    Attributes:
+      source: 0 for the inputs, k for the k-th population of the network.
+      kernel: weights, ``[source size, neurons]``.
+      delay: time in seconds that a spike takes: for all, of each source,
+        ``[source size, 1]``, or of each synapse.
+    """
+
+    source: int
+    kernel: Array
+    delay: Time = 0.0
+
+
 class Population(NamedTuple):
     """One layer as a device sees it.
 
     Attributes:
       name: of the layer, for messages.
+      size: number of neurons.
       neuron: parameters of its neurons.
-      kernel: weights from the population before, ``[size before, neurons]``.
-      max_spikes: spikes to observe per neuron.
+      max_spikes: spikes to observe per neuron; 0 for neurons without a threshold, whose
+        voltages are to be sampled.
+      projections: what acts on it.
     """
 
-    name: str | None
+    name: str
+    size: int
     neuron: Neuron
-    kernel: Array
     max_spikes: int
+    projections: tuple[Projection, ...]
+
+
+class Samples(NamedTuple):
+    """Voltages that a device measured, in the unit of the weights.
+
+    Attributes:
+      time: when, in seconds, ascending, ``[samples]``.
+      voltage: ``[batch, neurons, samples]``.
+    """
+
+    time: Array
+    voltage: Array
 
 
 class Observation(NamedTuple):
@@ -53,18 +83,33 @@ class Observation(NamedTuple):
     Attributes:
       times: spike times of each neuron in seconds, ascending, then ``inf``,
         ``[batch, neurons, max_spikes]``.
-      kernel: weights that the device really had, in the unit of the parameters.
+      kernels: weights that the device really had, in the unit of the parameters, of
+        each projection.
+      samples: voltages of neurons without a threshold.
       counters: more to report, by name, each ``[batch]``: integers are added up by the
         training loop, floats averaged.
     """
 
     times: Array
-    kernel: Array
+    kernels: tuple[Array, ...]
+    samples: Samples | None = None
     counters: Mapping[str, Array] = {}
 
 
 class Backend(Protocol):
-    """Runs a feed-forward network on a batch, in one call."""
+    """Runs a network on a batch, in one call."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether it can report voltages of neurons without a threshold."""
+        ...
+
+    def check(self, populations: Sequence[Population], until: Time) -> None:
+        """Raises for a network that the device cannot run; called by `init`.
+
+        Only shapes and constants can be checked: learned values may be tracers.
+        """
+        ...
 
     def __call__(
         self,
@@ -85,3 +130,8 @@ class Backend(Protocol):
           One observation per layer. Never differentiated.
         """
         ...
+
+
+def straight_through(own: Array, there: Array) -> Array:
+    """The weights that a device had, with the gradient of the parameters."""
+    return own + lax.stop_gradient(there - own)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsnn.backend import Samples, straight_through
 from jaxsnn.dynamics import Neuron, Time, drive, flow, peak_phase, psp
 from jaxsnn.record import Places, free_voltage, synaptic_decay
 from jaxsnn.spikes import NO_TIME, Spikes
@@ -41,7 +42,7 @@ class Maximum(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["neuron", "kernel", "inputs", "until"],
+    data_fields=["neuron", "kernel", "inputs", "until", "samples"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,12 +74,15 @@ class Trace:
       inputs: spikes, ``[*batch, slots]``.
       until: end of the window in seconds, where `maximum` and `integral` end if not
         told otherwise. One time for the batch.
+      samples: voltages that a device measured. The maximum then is that of the samples;
+        its gradient is that of the model's voltage at the time of it.
     """
 
     neuron: Neuron
     kernel: Array
     inputs: Spikes
     until: Time = NO_TIME
+    samples: Samples | None = None
 
     def voltage(self, at: Time) -> Array:
         """Voltage at any times in seconds.
@@ -149,6 +153,8 @@ class Trace:
         end = self._end(until)
         # An event at the very end would have no part in the value, but in its slope.
         inputs = self.inputs.reshape_batch(-1).window(-NO_TIME, end)
+        if self.samples is not None:
+            return self._sampled(self.samples, inputs, end)
         fixed = lax.stop_gradient((self.neuron, self.kernel, inputs, end))
         peak, place = find_maximum(*fixed)
         moving = jnp.pad(inputs.time, ((0, 0), (0, 1))).at[:, -1].set(end)
@@ -157,6 +163,21 @@ class Trace:
         value = free_voltage(self.neuron, self.kernel, inputs, None, time[..., None])
         shape = (*batch, self.kernel.shape[1])
         return Maximum(value.reshape(shape), lax.stop_gradient(time).reshape(shape))
+
+    def _sampled(self, samples: Samples, inputs: Spikes, end: Array) -> Maximum:
+        """The highest sample before the end, at rest if there is none."""
+        shape = samples.voltage.shape[:-1]
+        inside = samples.time < end
+        rest = jnp.broadcast_to(self.neuron.over(-1).v_leak, (*shape, 1))
+        voltage = jnp.where(inside, samples.voltage, -jnp.inf)
+        voltage = jnp.concatenate([rest.astype(voltage.dtype), voltage], axis=-1)
+        times = jnp.pad(samples.time.astype(voltage.dtype), (1, 0))
+        place = jnp.argmax(voltage, axis=-1)
+        time = times[place].reshape(-1, shape[-1])
+        model = free_voltage(self.neuron, self.kernel, inputs, None, time[..., None])
+        found = jnp.max(voltage, axis=-1)
+        value = straight_through(model.reshape(shape), found)
+        return Maximum(value, lax.stop_gradient(times[place]))
 
     def _end(self, until: Time | None) -> Array:
         """End of the window; by default that of the trace."""

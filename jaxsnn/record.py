@@ -447,12 +447,13 @@ def explain(
     inputs: Spikes,
     start: State | None,
     times: Array,
-) -> tuple[Record, Array]:
+    recurrent: Recurrent | None = None,
+) -> Record:
     """Completes spike times that were observed elsewhere to a record.
 
     A spike can be explained if its neuron's voltage, by the model, was rising when it
-    met the threshold. Others get an infinite slope, which takes them out of the
-    gradient, and are counted.
+    met the threshold, and its refractory period was over. Others get an infinite slope,
+    which takes them out of the gradient; see `unexplained`.
 
     Args:
       neuron: parameters.
@@ -460,18 +461,79 @@ def explain(
       inputs: spikes, ``[batch, slots]``.
       start: state at the beginning; at rest if None.
       times: observed spike times, ``[batch, neurons, max_spikes]``, ``inf`` for none.
-
-    Returns:
-      The record, and the number of unexplained spikes, int32, ``[batch]``.
+      recurrent: connections of the layer with itself, with the device's weights.
     """
     start = start_of_run(neuron, start, times.shape[0], times.shape[1], times.dtype)
     i = current(neuron, kernel, inputs, start, times)
+    if recurrent is not None:
+        i += feedback(synaptic_decay, neuron, recurrent, times, times)
     each = neuron.over(-1)
-    rising = i > each.v_th - each.v_leak
     spiked = times < NO_TIME
-    slope = jnp.where(spiked & rising, slope_at_threshold(each, i), jnp.inf)
-    unexplained = jnp.sum(spiked & ~rising, axis=(1, 2), dtype=jnp.int32)
-    return Record(times, slope), unexplained
+    explained = spiked & (i > each.v_th - each.v_leak)
+    if neuron.refractory:
+        explained &= times >= previous_spikes(times) + each.t_ref
+    slope = jnp.where(explained, slope_at_threshold(each, i), jnp.inf)
+    return Record(times, slope)
+
+
+def unexplained(record: Record) -> Array:
+    """How many spikes of each neuron the model cannot explain, ``[batch, neurons]``."""
+    without = (record.times < NO_TIME) & (record.slope == jnp.inf)
+    return jnp.sum(without, axis=-1, dtype=jnp.int32)
+
+
+class Mismatch(NamedTuple):
+    r"""How the first spikes of a device differ from the model; NaN where there is none.
+
+    Attributes:
+      time: observed minus expected time in seconds, ``[batch, neurons]``; expected is
+        the spike of the model on the same inputs with the same weights.
+      identity: by how much the delay identity fails, ``[batch, neurons]``. Inputs later
+        by :math:`d` make a spike later by :math:`d`, so that the derivatives of its
+        time by those of its inputs add up to 1. For a spike that was observed where the
+        model has the voltage :math:`V`, they add up to
+        :math:`1 + (v_\mathrm{th} - V) / (\tau_m \dot V)`.
+    """
+
+    time: Array
+    identity: Array
+
+
+def mismatch(
+    neuron: Neuron,
+    kernel: Array,
+    inputs: Spikes,
+    start: State | None,
+    expected: Array,
+    record: Record,
+    recurrent: Recurrent | None = None,
+) -> Mismatch:
+    """Compares observed spikes with those of the model.
+
+    Args:
+      neuron: parameters.
+      kernel: weights that the device really had, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      start: state at the beginning; at rest if None.
+      expected: spike times of the model, ``[batch, neurons, max_spikes]``.
+      record: what `explain` made of the observed ones.
+      recurrent: connections of the layer with itself, with the device's weights.
+    """
+    batch, neurons, _ = expected.shape
+    start = start_of_run(neuron, start, batch, neurons, expected.dtype)
+    first, other = record.times[..., 0], expected[..., 0]
+    both = (first < NO_TIME) & (other < NO_TIME)
+    time = jnp.where(both, first, 0) - jnp.where(both, other, 0)
+    v = free_voltage(neuron, kernel, inputs, start, record.times)
+    if recurrent is not None:
+        v += feedback(psp, neuron, recurrent, record.times, record.times)
+    slope = record.slope[..., 0]
+    explained = (first < NO_TIME) & (slope < NO_TIME)
+    missing = jnp.where(explained, neuron.v_th - v[..., 0], 0)
+    failure = missing / (neuron.tau_mem * jnp.where(explained, slope, 1))
+    return Mismatch(
+        jnp.where(both, time, jnp.nan), jnp.where(explained, failure, jnp.nan)
+    )
 
 
 def _like(per_sample: Array, other: Array) -> Array:

@@ -21,7 +21,14 @@ from jax import Array, lax
 
 from jaxsnn.crossing import crosses, crossing_time
 from jaxsnn.dynamics import Neuron, Time, flow
-from jaxsnn.record import Record, Recurrent, State, at_rest, slope_at_threshold
+from jaxsnn.record import (
+    Record,
+    Recurrent,
+    State,
+    at_rest,
+    explain,
+    slope_at_threshold,
+)
 from jaxsnn.simulate import Lockstep, simulate
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, argsort_times
 
@@ -59,14 +66,27 @@ def find_spikes(
     max_spikes: int,
     until: Time,
     by: str,
+    observed: Array | None = None,
 ) -> Record:
-    """Finds the spikes of a layer, with or without connections of its own.
+    """Finds the spikes of a layer, or explains those that a device observed.
 
-    Arguments are those of `simulate` and `simulate_recurrent`. The record is a
-    constant: nothing is differentiated here.
+    The record is a constant: nothing is differentiated here.
+
+    Args:
+      neuron: parameters.
+      kernel: weights of the inputs, ``[inputs.size, neurons]``.
+      inputs: spikes, ``[batch, slots]``.
+      start: state at the beginning; at rest if None.
+      recurrent: connections of the layer with itself; None for none.
+      max_spikes: spikes per neuron; it is silent then.
+      until: end of the window. Only events before it count.
+      by: ``"event"`` or ``"window"``; see `simulate_recurrent`.
+      observed: spike times to explain instead, ``[batch, neurons, max_spikes]``.
     """
     given = (neuron, kernel, inputs, start, recurrent)
     neuron, kernel, inputs, start, recurrent = lax.stop_gradient(given)
+    if observed is not None:
+        return explain(neuron, kernel, inputs, start, observed, recurrent)
     limits: dict[str, Any] = {"max_spikes": max_spikes, "until": until}
     if recurrent is None:
         return simulate(neuron, kernel, inputs, start=start, **limits)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -35,6 +36,10 @@ class Replay:
     """
 
     times: tuple[Array, ...]
+    samples: ClassVar[bool] = False
+
+    def check(self, populations: Sequence[Population], until: Time) -> None:
+        """Any network can be replayed."""
 
     def __call__(
         self,
@@ -53,13 +58,13 @@ class Replay:
         observations = []
         for times, population in zip(self.times, populations, strict=True):
             times = jnp.asarray(times)
-            neurons = population.kernel.shape[1]
-            expected = (inputs.time.shape[0], neurons, population.max_spikes)
+            expected = (inputs.time.shape[0], population.size, population.max_spikes)
             if times.shape != expected:
                 raise ValueError(
                     f"Replay holds spikes of shape {times.shape} for layer"
                     f" '{population.name}', expected {expected}: [batch, neurons,"
                     " max_spikes]."
                 )
-            observations.append(Observation(jnp.sort(times, -1), population.kernel))
+            kernels = tuple(p.kernel for p in population.projections)
+            observations.append(Observation(jnp.sort(times, -1), kernels))
         return observations

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import Array, lax
 
 from jaxsnn.backend import Observation, Population
 from jaxsnn.dynamics import Time
+from jaxsnn.hardware.limits import BRAINSCALES2
 from jaxsnn.simulate import simulate
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -60,6 +62,12 @@ class SimulatedChip:
         if self.jitter < 0:
             raise ValueError(f"SimulatedChip.jitter is {self.jitter}, expected >= 0.")
 
+    samples: ClassVar[bool] = False
+
+    def check(self, populations: Sequence[Population], until: Time) -> None:
+        """Raises for a network that the chip cannot run."""
+        BRAINSCALES2.check(populations, until, self.time_scale)
+
     def __call__(
         self,
         populations: Sequence[Population],
@@ -73,7 +81,8 @@ class SimulatedChip:
         observations = []
         for population in populations:
             key, trial = jax.random.split(key)
-            kernel, saturated = self.quantize(lax.stop_gradient(population.kernel))
+            (projection,) = population.projections
+            kernel, saturated = self.quantize(lax.stop_gradient(projection.kernel))
             record = simulate(
                 population.neuron,
                 kernel,
@@ -85,7 +94,7 @@ class SimulatedChip:
             spikes = Spikes.from_times(times)
             fraction = jnp.broadcast_to(jnp.mean(saturated), times.shape[:1])
             counters = {"saturated": fraction.astype(times.dtype)}
-            observations.append(Observation(times, kernel, counters))
+            observations.append(Observation(times, (kernel,), counters=counters))
         return observations
 
     def quantize(self, kernel: Array) -> tuple[Array, Array]:

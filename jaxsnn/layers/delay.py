@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from jaxsnn.dynamics import Time
 from jaxsnn.layers.parameters import (
@@ -81,8 +82,7 @@ class Delay(nn.Module):
         """
         self.check_inputs(inputs)
         check_until(until)
-        delay = positive(self, "delay", self.delay, (inputs.size,))
-        delayed = inputs.delayed(jnp.broadcast_to(delay, (inputs.size,)))
+        delayed = inputs.delayed(self.delays(inputs.size))
         # It also stops gradients where there is no spike, such as NaN from inf.
         arrived = delayed.window(-NO_TIME, until)
         if self.is_mutable_collection("events") and not self.is_initializing():
@@ -91,6 +91,11 @@ class Delay(nn.Module):
             self.put_variable("events", "under_way", number)
         self.sow("intermediates", "spikes", arrived)
         return arrived
+
+    def delays(self, size: int) -> Array:
+        """Delays of that many sources in seconds, ``[size]``."""
+        delay = positive(self, "delay", self.delay, (size,))
+        return jnp.broadcast_to(delay, (size,))
 
     def check_inputs(self, inputs: Spikes) -> None:
         """Raises if the inputs are no spikes, or a run is to be continued."""

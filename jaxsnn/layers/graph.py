@@ -11,11 +11,18 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from jaxsnn.backend import GradientMethod
+from jaxsnn import backend as device
+from jaxsnn.backend import (
+    Backend,
+    GradientMethod,
+    Observation,
+    Projection,
+    straight_through,
+)
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
-from jaxsnn.layers.lif import at_limit
+from jaxsnn.layers.lif import at_limit, device_key
 from jaxsnn.layers.parameters import (
     Value,
     check_delay,
@@ -28,7 +35,7 @@ from jaxsnn.layers.parameters import (
     quicker_way,
     shortest_delay,
 )
-from jaxsnn.record import Recurrent, start_of_run
+from jaxsnn.record import Recurrent, start_of_run, unexplained
 from jaxsnn.recurrent import find_spikes
 from jaxsnn.spikes import NO_TIME, Spikes, concatenate
 
@@ -131,6 +138,7 @@ class Graph(nn.Module):
         spikes are returned by name.
       by: how populations in a loop run: ``"event"``, ``"window"``, or ``"auto"``.
       gradient: the method itself; see `LIF`.
+      backend: what finds the spikes of all populations; see `LIF`.
       param_dtype: dtype of the parameters.
     """
 
@@ -139,6 +147,7 @@ class Graph(nn.Module):
     outputs: str | Sequence[str]
     by: str = "auto"
     gradient: GradientMethod = eventprop
+    backend: Backend | None = None
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -202,12 +211,19 @@ class Graph(nn.Module):
         check_until(until)
         batch = inputs.time.shape[:-1]
         spikes = {INPUT: inputs.reshape_batch(-1)}
+        observed: dict[str, Observation] = {}
+        if self.backend is not None and not self.is_initializing():
+            network = self._network(inputs.size)
+            key = device_key(self)
+            there = self.backend(network, spikes[INPUT], until, key)
+            observed = dict(zip(self.populations, there, strict=True))
         for group in self.order():
-            times = self._run(group, spikes, until)
+            times, without = self._run(group, spikes, until, observed)
             start = 0
             for name in group:
                 features = self.populations[name].features
-                own = times[:, start : start + features]
+                part = slice(start, start + features)
+                own = times[:, part]
                 start += features
                 spikes[name] = Spikes.from_times(own)
                 if self.is_mutable_collection("events") and not self.is_initializing():
@@ -215,16 +231,49 @@ class Graph(nn.Module):
                     counters = {"count": count.reshape(*batch, features)}
                     if self._inside(group):
                         counters["at_limit"] = at_limit(own).reshape(*batch)
+                    if observed:
+                        counters |= observed[name].counters
+                        of_each = without[:, part].sum(axis=-1)
+                        counters["unexplained"] = of_each.reshape(*batch)
                     report: Any = self.variable("events", name, dict)
                     report.value = counters
+        if self.backend is not None and self.is_initializing():
+            self.backend.check(self._network(inputs.size), until)
         found = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
         self.sow("intermediates", "spikes", found)
         return found[self.outputs] if isinstance(self.outputs, str) else found
 
+    def _network(self, size: int) -> list[device.Population]:
+        """The populations as a device sees them; `size` is that of the inputs."""
+        sizes = {INPUT: size, **{n: p.features for n, p in self.populations.items()}}
+        number = {name: k for k, name in enumerate(sizes)}
+        found = []
+        for name, population in self.populations.items():
+            projections = []
+            for c in self._into(name):
+                shape = sizes[c.source], sizes[name]
+                delay = self._delay(c, shape)
+                projection = Projection(
+                    number[c.source], self._kernel(c, *shape), delay
+                )
+                projections.append(projection)
+            neuron, limit = self._neuron(name), population.max_spikes
+            found.append(
+                device.Population(name, sizes[name], neuron, limit, tuple(projections))
+            )
+        return found
+
+    def _into(self, name: str) -> list[Connection]:
+        return [c for c in self.connections if c.target == name]
+
     def _run(
-        self, group: Sequence[str], spikes: Mapping[str, Spikes], until: Time
-    ) -> Array:
-        """Spike times of the populations of a group, ``[batch, neurons, n]``."""
+        self,
+        group: Sequence[str],
+        spikes: Mapping[str, Spikes],
+        until: Time,
+        observed: Mapping[str, Observation],
+    ) -> tuple[Array, Array]:
+        """Spike times of a group, ``[batch, neurons, n]``, and unexplained ones of each."""
         sizes = {name: self.populations[name].features for name in group}
         neuron = _joined([self._neuron(name) for name in group], list(sizes.values()))
         outside = [
@@ -236,11 +285,11 @@ class Graph(nn.Module):
             size = arriving[-1].size
             row: dict[str, Array]
             row = {n: jnp.zeros((size, sizes[n]), self.param_dtype) for n in sizes}
-            row[c.target] = self._kernel(c, size, sizes[c.target])
+            row[c.target] = self._kernel(c, size, sizes[c.target], observed)
             kernels.append(jnp.concatenate(list(row.values()), axis=1))
         inputs = concatenate(*arriving) if len(arriving) > 1 else arriving[0]
         kernel = jnp.concatenate(kernels)
-        recurrent = self._recurrent(sizes)
+        recurrent = self._recurrent(sizes, observed)
         n, dtype = inputs.time.shape[0], jnp.result_type(kernel, inputs.time)
         start = start_of_run(neuron, None, n, kernel.shape[1], dtype)
         if start is not None:
@@ -248,13 +297,16 @@ class Graph(nn.Module):
         tau_mem = [self.populations[name].tau_mem for name in group]
         by = quicker_way(self.by, self._shortest(group), tau_mem)
         max_spikes = self.populations[group[0]].max_spikes
-        record = find_spikes(
-            neuron, kernel, inputs, start, recurrent, max_spikes, until, by
-        )
+        there = [observed[name].times for name in group if observed]
+        times = jnp.concatenate(there, axis=1) if there else None
+        given = neuron, kernel, inputs, start
+        record = find_spikes(*given, recurrent, max_spikes, until, by, times)
         own = () if recurrent is None else (recurrent,)
-        return self.gradient(neuron, kernel, inputs, start, record, *own)
+        return self.gradient(*given, record, *own), unexplained(record)
 
-    def _recurrent(self, sizes: Mapping[str, int]) -> Recurrent | None:
+    def _recurrent(
+        self, sizes: Mapping[str, int], observed: Mapping[str, Observation]
+    ) -> Recurrent | None:
         """Connections among the populations of a loop; None for no loop."""
         inside = {
             (c.source, c.target): c
@@ -270,7 +322,10 @@ class Graph(nn.Module):
             shapes = [(rows, columns) for columns in sizes.values()]
             pairs = list(zip(own, shapes, strict=True))
             weights.append(
-                [jnp.zeros(s) if c is None else self._kernel(c, *s) for c, s in pairs]
+                [
+                    jnp.zeros(s) if c is None else self._kernel(c, *s, observed)
+                    for c, s in pairs
+                ]
             )
             if by_source:
                 first = next(c for c in own if c is not None)
@@ -338,8 +393,20 @@ class Graph(nn.Module):
         value = positive(self, name, connection.delay, shape)
         return jnp.broadcast_to(jnp.asarray(value, self.param_dtype), shape)
 
-    def _kernel(self, connection: Connection, rows: int, columns: int) -> Array:
-        return param(self, connection.name, connection.kernel_init, (rows, columns))
+    def _kernel(
+        self,
+        connection: Connection,
+        rows: int,
+        columns: int,
+        observed: Mapping[str, Observation] | None = None,
+    ) -> Array:
+        """Weights of a connection, those of the device where it was observed."""
+        kernel = param(self, connection.name, connection.kernel_init, (rows, columns))
+        if not observed:
+            return kernel
+        target = connection.target
+        there = observed[target].kernels[self._into(target).index(connection)]
+        return straight_through(kernel, there)
 
     def _neuron(self, name: str) -> Neuron:
         return neuron_of(_Scope(self, name))

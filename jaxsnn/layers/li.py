@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxsnn.backend import Observation, Population, Projection, straight_through
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
@@ -88,13 +89,19 @@ class LI(nn.Module):
         return neuron_of(self)
 
     @nn.compact
-    def __call__(self, inputs: Spikes, until: Time = NO_TIME) -> Trace:
+    def __call__(
+        self,
+        inputs: Spikes,
+        until: Time = NO_TIME,
+        observation: Observation | None = None,
+    ) -> Trace:
         """Returns the voltages as a function of time.
 
         Args:
           inputs: spikes of the layer before, ``[*batch, slots]``.
           until: end of the window in seconds. Only inputs before it count, and maxima
             and integrals end there if not told otherwise.
+          observation: samples of the voltages if a device took them; see `Network`.
 
         Raises:
           TypeError: inputs that are no `Spikes`.
@@ -105,9 +112,24 @@ class LI(nn.Module):
         kernel = kernel_of(self, inputs.size)
         if _traced(until) or until < NO_TIME:
             inputs = inputs.window(-NO_TIME, until)
-        trace = Trace(self.neuron, kernel, inputs, until)
+        samples = None
+        if observation is not None:
+            kernel = straight_through(kernel, observation.kernels[0])
+            samples = observation.samples
+            if self.is_mutable_collection("events"):
+                for name, value in observation.counters.items():
+                    self.put_variable("events", name, value)
+        trace = Trace(self.neuron, kernel, inputs, until, samples)
         self.sow("intermediates", "trace", trace)
         return trace
+
+    def population(self, source: int = 0) -> Population:
+        """The layer as a device sees it, behind the population of that number."""
+        kernel: Any = nn.meta.unbox(self.get_variable("params", "kernel"))
+        projection = Projection(source, kernel)
+        return Population(
+            self.name or "LI", self.features, self.neuron, 0, (projection,)
+        )
 
     def check_inputs(self, inputs: Spikes) -> None:
         """Raises if the inputs are no spikes, or not those of as many sources."""

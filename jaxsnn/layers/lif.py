@@ -1,5 +1,6 @@
 """The leaky integrate-and-fire layer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,14 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-from jaxsnn.backend import Backend, GradientMethod, Observation, Population
+from jaxsnn.backend import (
+    Backend,
+    GradientMethod,
+    Observation,
+    Population,
+    Projection,
+    straight_through,
+)
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
@@ -28,7 +36,15 @@ from jaxsnn.layers.parameters import (
     quicker_way,
     shortest_delay,
 )
-from jaxsnn.record import Record, Recurrent, State, explain, start_of_run, state_after
+from jaxsnn.record import (
+    Mismatch,
+    Recurrent,
+    State,
+    mismatch,
+    start_of_run,
+    state_after,
+    unexplained,
+)
 from jaxsnn.recurrent import find_spikes
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, _traced
 
@@ -219,41 +235,47 @@ class LIF(nn.Module):
         if opening is not None:
             inputs, late = inputs.not_before(opening.time)
 
-        backend = None if self.is_initializing() else self.backend
-        if start is not None and (observation is not None or backend is not None):
-            raise ValueError(
-                f"{self._label} is given a state to continue from, but devices start"
-                " every run from rest; leave out the collection 'events'."
-            )
-        if observation is None and backend is not None:
-            (observation,) = backend(
-                [self.population()], inputs, until, device_key(self)
-            )
-        counters: dict[str, Any] = {}
+        if self.backend is not None and observation is None:
+            network = [self.population()]
+            if self.is_initializing():
+                self.backend.check(network, until)
+            else:
+                key = device_key(self)
+                (observation,) = self.backend(network, inputs, until, key)
+        if observation is not None:
+            if start is not None:
+                raise ValueError(
+                    f"{self._label} is given a state to continue from, but devices"
+                    " start every run from rest; leave out the collection 'events'."
+                )
+            kernel = straight_through(kernel, observation.kernels[0])
+            if recurrent is not None:
+                there = straight_through(recurrent.kernel, observation.kernels[1])
+                recurrent = recurrent._replace(kernel=there)
+        observed = None if observation is None else observation.times
         if delay is not None and recurrent is not None:
             inputs, kernel = self._by_synapse(inputs, kernel, delay)
             delay = None
-        if delay is not None:
-            times = self._delayed(neuron, kernel, delay, inputs, opening, until)
-        elif observation is None:
-            record = self._run(neuron, kernel, inputs, opening, recurrent, until)
-            # A method that knows no recurrence does for all other layers.
-            own = () if recurrent is None else (recurrent,)
-            times = self.gradient(neuron, kernel, inputs, opening, record, *own)
+        if delay is None:
+            times, without, difference = self._run(
+                neuron, kernel, inputs, opening, recurrent, until, observed
+            )
         else:
-            # Straight-through: the device's weights, the parameters' gradient.
-            kernel = kernel + lax.stop_gradient(observation.kernel - kernel)
-            fixed = lax.stop_gradient((neuron, kernel, inputs, opening))
-            record, unexplained = explain(*fixed, observation.times)
-            counters = {"unexplained": unexplained, **observation.counters}
-            times = self.gradient(neuron, kernel, inputs, opening, record)
+            times, without, difference = self._one_by_one(
+                neuron, kernel, inputs.delayed(delay.T), opening, until, observed
+            )
         spikes, dropped = Spikes.from_times(times).keep(
             self.features * self.max_spikes if self.slots is None else self.slots
         )
-        counters = {"dropped": dropped, "late": late, **counters}
+        counters: dict[str, Any] = {"dropped": dropped, "late": late}
         if recurrent is not None:
             counters["at_limit"] = at_limit(times)
+        if observation is not None:
+            counters |= {"unexplained": without, **observation.counters}
 
+        if difference is not None:
+            for name, value in difference._asdict().items():
+                self.put_variable("mismatch", name, value.reshape(*batch, -1))
         if self.is_mutable_collection("events") and not self.is_initializing():
             if self._continues:
                 state = state_after(neuron, kernel, inputs, opening, times, until)
@@ -267,34 +289,47 @@ class LIF(nn.Module):
         self.sow("intermediates", "spikes", spikes)
         return spikes
 
-    def population(self) -> Population:
-        """The layer as a device sees it."""
-        if not self._continues:
-            raise ValueError(
-                f"{self._label} has recurrent connections, delays or a refractory"
-                " period, which no backend of this package runs yet; leave out the"
-                " backend."
-            )
+    def population(self, source: int = 0) -> Population:
+        """The layer as a device sees it, behind the population of that number."""
         kernel: Any = nn.meta.unbox(self.get_variable("params", "kernel"))
-        return Population(self.name or "LIF", self.neuron, kernel, self.max_spikes)
+        delay, recurrent = self._delay(kernel.shape[0]), self._recurrent()
+        projections = [Projection(source, kernel, 0.0 if delay is None else delay)]
+        if recurrent is not None:
+            projections.append(Projection(source + 1, *recurrent))
+        return Population(
+            self.name or "LIF",
+            self.features,
+            self.neuron,
+            self.max_spikes,
+            tuple(projections),
+        )
 
     def check_inputs(self, inputs: Spikes) -> None:
         """Raises if the inputs are no spikes, or not those of as many sources."""
         check_inputs(self, inputs)
 
-    def _run(self, neuron, kernel, inputs, opening, recurrent, until) -> Record:
-        """Finds the spikes, without a gradient."""
+    def _run(
+        self, neuron, kernel, inputs, opening, recurrent, until, observed
+    ) -> tuple[Array, Array, Mismatch | None]:
+        """Spike times with their gradient, how many have none, what was expected."""
         by = quicker_way(self.recurrent_by, self._shortest, [self.tau_mem])
-        return find_spikes(
-            neuron, kernel, inputs, opening, recurrent, self.max_spikes, until, by
-        )
+        given = neuron, kernel, inputs, opening, recurrent
+        find = functools.partial(find_spikes, *given, self.max_spikes, until, by)
+        record = find(observed)
+        without = unexplained(record).sum(axis=-1)
+        # A method that knows no recurrence does for all other layers.
+        own = () if recurrent is None else (recurrent,)
+        times = self.gradient(neuron, kernel, inputs, opening, record, *own)
+        if observed is None or not self.is_mutable_collection("mismatch"):
+            return times, without, None
+        fixed = lax.stop_gradient(given[:-1])
+        difference = mismatch(*fixed, find(None).times, record, recurrent)
+        return times, without, difference
 
-    def _delayed(self, neuron, kernel, delay, inputs, opening, until) -> Array:
-        """Times of neurons to each of which the inputs come at other times.
-
-        Each neuron is a layer of its own then, on inputs of its own.
-        """
-        inputs = inputs.delayed(delay.T)
+    def _one_by_one(
+        self, neuron, kernel, inputs, opening, until, observed
+    ) -> tuple[Array, Array, Mismatch | None]:
+        """As `_run`, for inputs ``[neurons, batch, n]`` of each neuron alone."""
         neuron = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.features,)), neuron)
         if opening is not None:
             v, i, count = (
@@ -302,13 +337,18 @@ class LIF(nn.Module):
             )
             time = jnp.broadcast_to(opening.time, (self.features, *opening.time.shape))
             opening = State(v, i, time, count)
+        if observed is not None:
+            observed = jnp.moveaxis(observed, 1, 0)[:, :, None]
 
-        def one(neuron, weights, inputs, opening):
-            kernel = weights[:, None]
-            record = self._run(neuron, kernel, inputs, opening, None, until)
-            return self.gradient(neuron, kernel, inputs, opening, record)[:, 0]
+        def one(neuron, weights, inputs, opening, observed):
+            given = neuron, weights[:, None], inputs, opening, None
+            times, without, difference = self._run(*given, until, observed)
+            times, difference = jax.tree.map(lambda x: x[:, 0], (times, difference))
+            return times, without, difference
 
-        return jax.vmap(one, out_axes=1)(neuron, kernel.T, inputs, opening)
+        run = jax.vmap(one, out_axes=(1, 0, 1))
+        found = run(neuron, kernel.T, inputs, opening, observed)
+        return found[0], found[1].sum(axis=0), found[2]
 
     @staticmethod
     def _by_synapse(inputs, kernel, delay) -> tuple[Spikes, Array]:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 
-from jaxsnn.backend import Backend
+from jaxsnn.backend import Backend, Population
 from jaxsnn.dynamics import Time
 from jaxsnn.layers.delay import Delay
 from jaxsnn.layers.li import LI
@@ -22,10 +22,10 @@ class Network(nn.Module):
     and are read out afterwards. Then every layer computes its gradient from what was
     observed of it and of the layer before.
 
-    The last layer may be an `LI`; the network then returns its `Trace`. Such a network
-    runs one window from rest, and on no backend as a whole: what a device reports is
-    spikes. Give the backend to the `LIF` layers one by one. The same holds for networks
-    with a `Delay` between layers.
+    The last layer may be an `LI`; the network then returns its `Trace`. A device that
+    samples voltages runs it too; otherwise the software computes it from the spikes
+    observed of the layer before. A `Delay` between layers becomes a delay of the next
+    one. A network with either runs one window from rest.
 
     Example::
 
@@ -60,28 +60,47 @@ class Network(nn.Module):
         check_inputs(self.layers[0], inputs)  # No method: nn.tabulate lists calls.
         observations: Sequence = [None] * len(self.layers)
         if self.backend is not None and not self.is_initializing():
-            populations = [layer.population() for layer in self.layers]
+            populations = self._populations(self.backend, inputs.size)
             flat = inputs.reshape_batch(-1)
-            observations = self.backend(populations, flat, until, device_key(self))
+            found = self.backend(populations, flat, until, device_key(self))
+            there = iter(found)
+            observations = [
+                next(there) if self._runs(self.backend, layer) else None
+                for layer in self.layers
+            ]
         spikes: Any = inputs
         for layer, observation in zip(self.layers, observations, strict=True):
             observed = {} if observation is None else {"observation": observation}
             spikes = layer(spikes, until=until, **observed)
+        if self.backend is not None and self.is_initializing():
+            self.backend.check(self._populations(self.backend, inputs.size), until)
         return spikes
 
-    def _check_layers(self) -> None:
-        """Raises if an `LI` or a `Delay` is asked for what only a `LIF` can do."""
+    def _populations(self, backend: Backend, size: int) -> list[Population]:
+        """The layers that the device runs, as it sees them; `size` is of the inputs."""
+        populations: list[Population] = []
+        wait: Any = 0.0
         for layer in self.layers:
-            if isinstance(layer, LIF):
-                continue
-            if self.backend is not None:
-                lacks = "no spikes" if isinstance(layer, LI) else "no neurons"
-                raise ValueError(
-                    f"Network.backend is set, but {label(layer)} has {lacks}, and a"
-                    " device reports spikes of neurons. Leave the backend out here and"
-                    " give it to each LIF: LIF(..., backend=...)."
-                )
-            if self.variables.get("events"):
+            if isinstance(layer, Delay):
+                wait = wait + layer.delays(size)[:, None]
+            elif not isinstance(layer, Delay) and self._runs(backend, layer):
+                population = layer.population(len(populations))
+                first, *own = population.projections
+                first = first._replace(delay=first.delay + wait)
+                population = population._replace(projections=(first, *own))
+                populations.append(population)
+                size, wait = layer.features, 0.0
+        return populations
+
+    @staticmethod
+    def _runs(backend: Backend, layer: LIF | LI | Delay) -> bool:
+        """Whether a device runs a layer as neurons of its own."""
+        return isinstance(layer, LIF) or (isinstance(layer, LI) and backend.samples)
+
+    def _check_layers(self) -> None:
+        """Raises if a network with an `LI` or a `Delay` is to continue from a state."""
+        for layer in self.layers:
+            if not isinstance(layer, LIF) and self.variables.get("events"):
                 raise ValueError(
                     f"the network is given states to continue from, but {label(layer)}"
                     " starts every run from rest; leave out the collection 'events'."

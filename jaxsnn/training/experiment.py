@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -12,19 +12,17 @@ from jax import Array
 
 from jaxsnn import losses
 from jaxsnn.analytic import analytic
-from jaxsnn.backend import Backend
 from jaxsnn.coding import encode_latency, first_spike_times
 from jaxsnn.eventprop import eventprop
 from jaxsnn.grid import check_dt
-from jaxsnn.hardware import SimulatedChip
 from jaxsnn.layers import LI, LIF, GridNetwork, Network, grid_twin, spread_normal
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 from jaxsnn.surrogate import sigmoid, superspike, triangular
 from jaxsnn.training.errors import TrainingError
+from jaxsnn.training.hardware import choose, create_backend
 
 Schedule = Callable[[int], Any]
-T = TypeVar("T")
 
 GRADIENTS = {"eventprop": eventprop, "analytic": analytic}
 SURROGATES = {"superspike": superspike, "sigmoid": sigmoid, "triangular": triangular}
@@ -45,10 +43,6 @@ VOLTAGE_LOSSES = {
     "mot_cross_entropy": lambda loss: functools.partial(
         losses.mot_cross_entropy, scale=loss.scale
     ),
-}
-HARDWARE: dict[str, Callable[[ml_collections.ConfigDict], Backend | None]] = {
-    "": lambda config: None,
-    "simulated_chip": lambda config: SimulatedChip(**config.chip),
 }
 
 
@@ -84,7 +78,7 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         model = _model(config)
     except ValueError as error:
         raise TrainingError(f"config.model: {error}") from error
-    readout = _choose("model.readout", config.model.readout, READOUTS)
+    readout = choose("model.readout", config.model.readout, READOUTS)
     loss_fn = readout.loss(config)
 
     def encode(features: Array) -> Spikes:
@@ -128,7 +122,7 @@ def _maxima(outputs: Trace | Array) -> Array:
 
 
 def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
-    loss_fn = _choose("loss.name", config.loss.name, LOSSES)(config.loss)
+    loss_fn = choose("loss.name", config.loss.name, LOSSES)(config.loss)
 
     def loss(times: Array, labels: Array) -> Array:
         return loss_fn(times, labels) + config.loss.early * losses.earliness(
@@ -139,7 +133,7 @@ def _first_spike_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]
 
 
 def _voltage_loss(config: ml_collections.ConfigDict) -> Callable[..., Array]:
-    return _choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
+    return choose("loss.name", config.loss.name, VOLTAGE_LOSSES)(config.loss)
 
 
 class Readout(NamedTuple):
@@ -166,7 +160,7 @@ READOUTS = {
 
 def _model(config: ml_collections.ConfigDict) -> Network | GridNetwork:
     model = config.model
-    surrogate = _choose("model.surrogate", model.surrogate, SURROGATES)(model.beta)
+    surrogate = choose("model.surrogate", model.surrogate, SURROGATES)(model.beta)
     dt, steps = model.dt, model.steps
     if dt is None:
         return _network(config)
@@ -201,7 +195,7 @@ def _network(config: ml_collections.ConfigDict) -> Network:
     }
     spiking = {
         "v_th": model.v_th,
-        "gradient": _choose("model.gradient", model.gradient, GRADIENTS),
+        "gradient": choose("model.gradient", model.gradient, GRADIENTS),
     }
     hidden = [
         LIF(
@@ -215,7 +209,7 @@ def _network(config: ml_collections.ConfigDict) -> Network:
         )
         for n, features in enumerate(model.hidden)
     ]
-    layer = _choose("model.readout", model.readout, READOUTS).layer
+    layer = choose("model.readout", model.readout, READOUTS).layer
     output = layer(
         model.outputs,
         kernel_init=spread_normal(*model.output_init),
@@ -223,17 +217,4 @@ def _network(config: ml_collections.ConfigDict) -> Network:
         **shared,
         **(spiking if layer is LIF else {}),
     )
-    backend = _choose("hardware", config.hardware, HARDWARE)(config)
-    if backend is not None and layer is LI:
-        raise TrainingError(
-            f"config.hardware is {config.hardware!r} and config.model.readout 'li', but"
-            " a device reports spikes only; use the readout 'lif' on hardware."
-        )
-    return Network([*hidden, output], backend=backend)
-
-
-def _choose(field: str, name: str, options: Mapping[str, T]) -> T:
-    if name not in options:
-        known = ", ".join(repr(option) for option in options)
-        raise TrainingError(f"config.{field} is {name!r}, expected one of {known}.")
-    return options[name]
+    return Network([*hidden, output], backend=create_backend(config))

@@ -1,0 +1,72 @@
+"""What can go wrong on a device, as types that reach the user."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class DeviceError(RuntimeError):
+    """A device failed; the message says which, in which run, and where.
+
+    Attributes:
+      device: its name.
+      run: number of the run since the backend was made, from 0: one per batch.
+      layer: name of the layer, if one is to blame.
+    """
+
+    def __init__(
+        self, message: str, *, device: str, run: int, layer: str | None = None
+    ):
+        where = f"{device}, run {run}" + (f", layer '{layer}'" if layer else "")
+        super().__init__(f"{where}: {message}")
+        self.device, self.run, self.layer = device, run, layer
+
+
+class DeviceTimeout(DeviceError):
+    """The device did not answer in time."""
+
+
+class LinkError(Exception):
+    """Raised by a device for a fault that may pass: the run is tried again."""
+
+
+_last: list[DeviceError] = []
+_lock = threading.Lock()
+
+
+def remember(error: DeviceError) -> DeviceError:
+    """Keeps an error for `typed_errors`: JAX hands on the text of it alone."""
+    with _lock:
+        _last[:] = [error]
+    return error
+
+
+@contextlib.contextmanager
+def typed_errors() -> Iterator[None]:
+    """Raises a `DeviceError` as what it is.
+
+    A device runs in a callback, out of which JAX lets only the text of an error, of one
+    of several types, where its results are first waited for. In this context the error
+    that the device raised comes out instead; wait in it.
+
+    Example::
+
+      >>> import jax
+      >>> from jaxsnn.hardware import typed_errors
+      >>> with typed_errors():
+      ...     jax.block_until_ready(jax.numpy.zeros(3))  # Or a run on a device.
+      Array([0., 0., 0.], dtype=float32)
+    """
+    with _lock:
+        _last.clear()
+    try:
+        yield
+    except Exception as error:
+        with _lock:
+            found = _last[-1] if _last else None
+            _last.clear()
+        if found is None:
+            raise
+        raise found from error
