@@ -324,6 +324,7 @@ def test_misuse_of_a_delay_is_said():
         Delay((1e-3, 1e-3, 1e-3)).apply({}, inputs)
     with pytest.raises(ValueError, match="until is nan"):
         Delay(1e-3).apply({}, inputs, jnp.nan)
-    network = Network([Delay(1e-3, name="axons"), LIF(2)], backend=SimulatedChip())
-    with pytest.raises(ValueError, match="Delay 'axons' has no neurons"):
+    layers = [Delay(1e-3, name="axons"), LIF(2, name="targets")]
+    network = Network(layers, backend=SimulatedChip())
+    with pytest.raises(ValueError, match="'targets' has delays of up to 1 us on the"):
         network.init(jax.random.key(0), inputs)

@@ -13,8 +13,10 @@ import pytest
 from oracles import psp
 
 from jaxsnn import Spikes
-from jaxsnn.hardware import SimulatedChip
+from jaxsnn.backend import Samples
+from jaxsnn.dynamics import Neuron
 from jaxsnn.layers import LI, LIF, Network
+from jaxsnn.readout import Trace
 
 RATIOS = [0.5, 1.0, 1 + 1e-6, 2.0, 5.0]
 TAU_SYN, V_LEAK, UNTIL = 5e-3, -0.2, 25e-3
@@ -424,9 +426,31 @@ def test_what_is_not_possible_is_said():
         layer.apply(variables, inputs, jnp.nan)
 
     network = Network([LIF(4, name="hidden"), LI(2, name="output")])
-    with pytest.raises(ValueError, match="LI 'output' has no spikes"):
-        network.clone(backend=SimulatedChip()).init(jax.random.key(0), inputs)
     variables = network.init(jax.random.key(0), inputs)
     _, events = network.apply(variables, inputs, 1e-2, mutable=["events"])
     with pytest.raises(ValueError, match="LI 'output' starts every run from rest"):
         network.apply({**variables, **events}, inputs)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_maximum_of_samples_is_theirs_and_its_gradient_the_models():
+    inputs = Spikes.from_times(jnp.array([[[1e-3], [4e-3]], [[2e-3], [jnp.inf]]]))
+    kernel = jnp.array([[1.0, -1.0], [2.0, -0.5]])
+    at = jnp.array([3e-3, 8e-3, 30e-3])
+    model = Trace(Neuron(), kernel, inputs).voltage(at)
+    error = jnp.array([[0.0, 0.3, 9.0], [0.0, 0.0, 0.0]])
+    samples = Samples(at, model + error)
+
+    def highest(kernel):
+        found = Trace(Neuron(), kernel, inputs, 20e-3, samples).maximum()
+        return found.value, found.time
+
+    value, time = highest(kernel)
+    # The last sample lies after the end, and the inhibited neuron peaks at rest.
+    np.testing.assert_array_equal(time, [[8e-3, 0.0], [8e-3, 0.0]])
+    np.testing.assert_allclose(value[:, 0], model[:, 0, 1] + 0.3, rtol=1e-12)
+    np.testing.assert_array_equal(value[:, 1], 0)
+    found = jax.jacobian(lambda w: highest(w)[0])(kernel)
+    expected = jax.jacobian(lambda w: Trace(Neuron(), w, inputs).voltage(8e-3))(kernel)
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-12)
+    np.testing.assert_array_equal(found[:, 1], 0)

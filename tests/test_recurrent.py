@@ -17,7 +17,6 @@ from jaxsnn import Spikes
 from jaxsnn.analytic import analytic
 from jaxsnn.dynamics import Neuron
 from jaxsnn.eventprop import eventprop
-from jaxsnn.hardware import SimulatedChip
 from jaxsnn.layers import LIF
 from jaxsnn.record import Recurrent
 from jaxsnn.recurrent import simulate_recurrent
@@ -480,9 +479,6 @@ def test_what_a_recurrent_layer_cannot_do_is_refused():
     assert "v" not in state["events"]  # Nothing that invites to continue.
     with pytest.raises(ValueError, match=r"'loop' has recurrent .* starts every run"):
         layer.apply({"params": params, **state}, inputs)
-    chip = layer.clone(backend=SimulatedChip())
-    with pytest.raises(ValueError, match=r"'loop' has recurrent .* no backend"):
-        chip.apply({"params": params}, inputs)
     wrong = LIF(2, recurrent=True, recurrent_delay=np.full((3, 1), 1e-3))
     with pytest.raises(ValueError, match="recurrent_delay"):
         wrong.apply({"params": params}, inputs)

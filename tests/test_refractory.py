@@ -11,7 +11,6 @@ from flax import linen as nn
 from jaxsnn import Spikes
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
-from jaxsnn.hardware import SimulatedChip
 from jaxsnn.layers import LIF, Network, grid_twin
 
 N_IN, N, BATCH, SPIKES, UNTIL = 5, 6, 3, 5, 40e-3
@@ -341,14 +340,6 @@ def test_misuse_is_refused():
     assert set(state["events"]) == {"count", "dropped", "late"}
     with pytest.raises(ValueError, match="starts every run from rest"):
         layer.apply(variables | state, inputs, UNTIL)
-
-    chip = SimulatedChip()
-    with pytest.raises(ValueError, match="refractory period, which no backend"):
-        layer.clone(backend=chip).apply(variables, inputs)
-    network = Network([layer], backend=chip)
-    below = {"params": {"layer": variables["params"]}}
-    with pytest.raises(ValueError, match="refractory period, which no backend"):
-        network.apply(below, inputs)
 
 
 def test_a_learned_period_starts_above_zero():
