@@ -23,6 +23,7 @@ def encode_latency(
     t_late: float,
     bias: float | None = None,
     copies: int = 1,
+    cutoff: float | None = None,
 ) -> Spikes:
     r"""Encodes each value as the latency of one spike.
 
@@ -44,6 +45,8 @@ def encode_latency(
       t_late: spike time in seconds of the value 1.
       bias: spike time in seconds of an additional source; none if left out.
       copies: sources per value, for devices whose single weights are weak.
+      cutoff: values from here on have no spike, such as 1 for the background of images
+        whose darkness is encoded. By default all have.
 
     Raises:
       ValueError: NaN among the values, or `copies` below 1.
@@ -54,6 +57,8 @@ def encode_latency(
     if not _traced(values) and np.isnan(np.asarray(values)).any():
         raise ValueError("values contains NaN, which has no latency.")
     times = t_early + (t_late - t_early) * values
+    if cutoff is not None:
+        times = jnp.where(values < cutoff, times, NO_TIME)
     if bias is not None:
         pad = [(0, 0)] * (times.ndim - 1) + [(0, 1)]
         times = jnp.pad(times, pad, constant_values=bias)

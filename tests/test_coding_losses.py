@@ -31,6 +31,17 @@ def test_latency_is_linear_and_the_bias_stays():
     np.testing.assert_allclose(slope, np.full((1, 3), 5e-3), rtol=1e-6)
 
 
+def test_values_from_the_cutoff_on_are_silent():
+    darkness = jnp.array([[0.0, 0.5, 1.0]])
+    spikes = encode_latency(darkness, t_late=4e-3, cutoff=1.0, bias=3e-3, copies=2)
+    once = [0.0, 2e-3, np.inf, 3e-3]
+    np.testing.assert_allclose(spikes.first()[0], once + once, rtol=1e-6)
+    slope = jax.grad(
+        lambda x: jnp.sum(encode_latency(x, t_late=4e-3, cutoff=1.0).first()[0, :2])
+    )(darkness)
+    np.testing.assert_allclose(slope, [[4e-3, 4e-3, 0]], rtol=1e-6)
+
+
 def test_copies_are_separate_sources():
     spikes = encode_latency(jnp.array([[0.5]]), t_late=1.0, bias=0.0, copies=3)
     assert spikes.size == 6

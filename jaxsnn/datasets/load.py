@@ -121,7 +121,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 @contextlib.contextmanager
