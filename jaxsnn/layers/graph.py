@@ -273,7 +273,7 @@ class Graph(nn.Module):
         until: Time,
         observed: Mapping[str, Observation],
     ) -> tuple[Array, Array]:
-        """Spike times of a group, ``[batch, neurons, n]``, and unexplained per neuron."""
+        """Spike times of a group and, for each neuron, how many are unexplained."""
         sizes = {name: self.populations[name].features for name in group}
         neuron = _joined([self._neuron(name) for name in group], list(sizes.values()))
         outside = [

@@ -5,7 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxsnn.backend import Observation, Population, Projection, straight_through
+from jaxsnn.backend import (
+    Observation,
+    Population,
+    Projection,
+    Samples,
+    straight_through,
+)
 from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
@@ -115,10 +121,13 @@ class LI(nn.Module):
         samples = None
         if observation is not None:
             kernel = straight_through(kernel, observation.kernels[0])
-            samples = observation.samples
+            batch = inputs.time.shape[:-1]
+            if observation.samples is not None:
+                time, voltage = observation.samples
+                samples = Samples(time, voltage.reshape(*batch, *voltage.shape[1:]))
             if self.is_mutable_collection("events"):
                 for name, value in observation.counters.items():
-                    self.put_variable("events", name, value)
+                    self.put_variable("events", name, value.reshape(batch))
         trace = Trace(self.neuron, kernel, inputs, until, samples)
         self.sow("intermediates", "trace", trace)
         return trace
