@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit(f"error: {error}")
     # Only now: a mistyped flag and --help need no JAX.
-    from jaxsnn import training
+    from jaxsnn import hardware, training
 
     console = training.log_to_console()
     # Orbax logs a hundred lines for each save, and pages for an error that it then
@@ -60,9 +60,11 @@ def main(argv: list[str]) -> None:
         run(config, _WORKDIR.value or _default_workdir())
     except training.Interrupted as interruption:
         sys.exit(128 + interruption.signum)
-    except training.TrainingError as error:
+    except (training.TrainingError, hardware.DeviceError) as error:
         console.close()
-        sys.exit(f"error: {error}")
+        notes = getattr(error, "__notes__", ())  # What became of the run.
+        message = f"error: {error}"
+        sys.exit(". ".join([message.rstrip("."), *notes]) if notes else message)
 
 
 def _default_workdir() -> str:

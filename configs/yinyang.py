@@ -43,17 +43,31 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         3.6,
     )  # Mean, deviation of a neuron's total weight.
     config.model.output_init = (60.0, 8.8)
+    # s, bound of learned delays of the synapses between layers; None: without delay.
+    config.model.max_delay = config_dict.placeholder(float)
+    config.model.recurrent = False  # Whether a hidden layer is connected with itself,
+    config.model.recurrent_init = (0.0, 3.6)  # and with which weights, as above.
+    config.model.recurrent_delay = 0.0  # s
     config.model.dt = config_dict.placeholder(float)  # s, of a time grid; None: events.
     config.model.steps = config_dict.placeholder(int)  # None: up to loss.t_silent.
     config.model.surrogate = "superspike"  # For `gradient`, on a grid.
     config.model.beta = 10.0  # Sharpness of the surrogate.
     config.model.dtype = "float32"
 
-    config.hardware = ""  # Empty: the exact simulation. Or "simulated_chip".
-    config.chip = ml_collections.ConfigDict()  # See jaxsnn.hardware.SimulatedChip.
+    # Empty: the exact simulation. Or "simulated_chip", "nest", "bss2".
+    config.hardware = ""
+    config.init_from = ""  # Workdir of a run whose parameters a new one starts with.
+    # s, when a run ends; None: never. Devices need to know.
+    config.until = config_dict.placeholder(float)
+    config.max_weight = config_dict.placeholder(float)  # In training; None: no bound.
+    # Any field of jaxsnn.hardware.SimulatedChip can be added to these.
+    config.chip = ml_collections.ConfigDict()
+    config.chip.profile = "calibrated"
+    config.chip.chip_seed = 0  # Which chip: of its errors, which stay.
     config.chip.time_scale = 1e-3  # Seconds on the chip per second of the model.
     config.chip.scale = config_dict.placeholder(float)  # None: fitted to the weights.
-    config.chip.jitter = 60e-9  # s on the chip
+    config.nest = ml_collections.ConfigDict()  # Of jaxsnn.hardware.Nest.
+    config.bss2 = ml_collections.ConfigDict()  # Of jaxsnn.hardware.BrainScaleS2.
 
     config.encoding = ml_collections.ConfigDict()
     config.encoding.t_early = 1.5e-3  # s

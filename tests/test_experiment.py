@@ -9,26 +9,30 @@ import pytest
 
 from configs import (
     yinyang,
+    yinyang_5_delays,
+    yinyang_30_delays,
+    yinyang_200,
     yinyang_analytic,
     yinyang_chip,
     yinyang_grid,
     yinyang_mot,
+    yinyang_recurrent,
 )
 from jaxsnn import Spikes, losses, readout
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import GridLI, GridLIF, GridNetwork
+from jaxsnn.layers import Bounded, GridLI, GridLIF, GridNetwork
 from jaxsnn.surrogate import superspike, triangular
 from jaxsnn.training import TrainingError, create_train_state, eval_step, train_step
 from jaxsnn.training.experiment import (
     GRADIENTS,
-    HARDWARE,
     LOSSES,
     READOUTS,
     SURROGATES,
     create_experiment,
 )
+from jaxsnn.training.hardware import HARDWARE
 
 
 def test_the_configs_change_one_thing():
@@ -41,6 +45,67 @@ def test_the_configs_change_one_thing():
     assert create_experiment(yinyang.get_config()).model.backend is None
     chip = create_experiment(yinyang_chip.get_config()).model.backend
     assert isinstance(chip, SimulatedChip)
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes"),
+    [
+        (yinyang_200, {"hidden": {"kernel": (5, 200)}, "output": {"kernel": (200, 3)}}),
+        (
+            yinyang_5_delays,
+            {
+                "hidden": {"kernel": (5, 5), "logit_delay": (5, 5)},
+                "output": {"kernel": (5, 3), "logit_delay": (5, 3)},
+            },
+        ),
+        (
+            yinyang_recurrent,
+            {
+                "hidden": {"kernel": (5, 100), "recurrent_kernel": (100, 100)},
+                "output": {"kernel": (100, 3)},
+            },
+        ),
+    ],
+)
+def test_all_that_a_config_adds_is_learned(config, shapes):
+    config = config.get_config()
+    experiment = create_experiment(config)
+    features = jax.random.uniform(jax.random.key(1), (4, 4))
+    inputs = experiment.encode(features)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def loss(params):
+        outputs, state = experiment.model.apply(
+            {"params": params}, inputs, mutable=["events"]
+        )
+        readings, labels = experiment.read(outputs), jnp.arange(4) % 3
+        each = experiment.loss(readings, labels, params, state["events"])
+        return each.mean(), readings
+
+    params = experiment.model.init(jax.random.key(0), inputs)["params"]
+    assert jax.tree.map(jnp.shape, params) == shapes
+    grads, _ = loss(params)
+    for parameter in jax.tree.leaves(grads):
+        assert jnp.isfinite(parameter).all()
+        assert (parameter != 0).any()
+
+
+def test_a_bound_on_delays_reaches_both_layers():
+    config = yinyang_30_delays.get_config()
+    layers = create_experiment(config).model.layers
+    bound = Bounded(0.0, config.model.max_delay)
+    assert [layer.delay for layer in layers] == [bound, bound]
+    config.model.readout, config.loss = "li", yinyang_mot.get_config().loss
+    hidden, output = create_experiment(config).model.layers  # Of spikes only.
+    assert hidden.delay == bound
+    assert not hasattr(output, "delay")
+    config.model.max_delay = None
+    config.model.recurrent, config.model.recurrent_delay = True, 3e-3
+    hidden, _ = create_experiment(config).model.layers
+    assert hidden.delay is None
+    assert hidden.recurrent
+    assert hidden.recurrent_delay == 3e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -107,9 +172,9 @@ def test_maxima_of_voltages_decide_and_teach():
     silence = Spikes.from_times(jnp.full((1, 5, 1), jnp.inf))
     readings = experiment.read(experiment.model.apply({"params": params}, silence))
     np.testing.assert_array_equal(experiment.predict(readings), [0])
+    # A device that samples no voltages leaves them to the software.
     config.hardware = "simulated_chip"
-    with pytest.raises(TrainingError, match="a device reports spikes only"):
-        create_experiment(config)
+    assert isinstance(create_experiment(config).model.backend, SimulatedChip)
 
 
 @pytest.mark.parametrize("step", [train_step, eval_step])
@@ -208,6 +273,12 @@ def test_the_grid_is_what_the_config_says():
         ({"model.steps": None, "model.dt": 0.0}, r"config\.model: dt is 0.0, expected"),
         ({"model.dt": -1e-3}, r"config\.model: dt is -0.001, expected"),
         ({"model.beta": 0.0}, r"config\.model: beta is 0.0, expected"),
+        ({"model.max_delay": 1e-3}, r"config\.model: .*delay"),
+        ({"model.max_delay": 0.0}, r"config\.model: low is 0.0 and high is 0.0"),
+        (
+            {"model.recurrent_delay": -1.0, "model.dt": None},
+            r"config\.model: LIF.recurrent_delay is -1",
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(change, message):

@@ -17,11 +17,11 @@ from jaxsnn import training
 ROOT = Path(__file__).parent.parent
 
 
-def start(*arguments, cwd, program="train.py", kill=""):
+def start(*arguments, cwd, program="train.py", **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / program), *arguments],
         cwd=cwd,
-        env={**os.environ, "KILL": kill, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,7 +78,7 @@ def test_killed_run_continues_bit_by_bit(tmp_path):
         ("", 0),
     ]:
         done = start(
-            *command, cwd=tmp_path, program="tests/training_dummy.py", kill=kill
+            *command, cwd=tmp_path, program="tests/training_dummy.py", KILL=kill
         )
         assert done.returncode == code, done.stderr
         assert done.stderr == ""
@@ -93,21 +93,56 @@ def test_killed_run_continues_bit_by_bit(tmp_path):
     assert test_training.tensorboard_steps(killed, "train/loss") == [8, 16, 20]
 
 
-def test_yinyang_trains_and_runs_on_the_simulated_chip(tmp_path):
+def test_yinyang_is_trained_in_software_then_on_the_simulated_chip(tmp_path):
     command = [
-        f"--config={ROOT}/configs/yinyang.py:smoke",
+        f"--config={ROOT}/configs/yinyang_chip.py:smoke",
         f"--config.data_dir={tmp_path}/data",
+        "--config.model.hidden=(20,)",
     ]
-    done = start(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    written = test_training.rows(tmp_path / "runs" / "yinyang-smoke")
-    assert [row["epoch"] for row in written] == [1, 2, 2]
-    assert written[1]["validation/accuracy"] > 0.6  # One class alone: 0.35.
+    output = []
+    for arguments in [
+        ["--config.hardware=", "--workdir=software"],
+        ["--mode=eval", "--workdir=software", "--config.chip.chip_seed=1"],
+        ["--config.init_from=software", "--config.num_epochs=1"],
+    ]:
+        done = start(*command, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        output.append(done.stdout)
+    software = test_training.rows(tmp_path / "software")
+    assert [row["epoch"] for row in software] == [1, 2, 2]
+    assert software[1]["validation/accuracy"] > 0.6  # One class alone: 0.35.
+    assert not any("mismatch" in name for name in software[1])
 
-    done = start(
-        *command, "--mode=eval", "--config.hardware=simulated_chip", cwd=tmp_path
+    assert "trained on hardware '', evaluated on 'simulated_chip'" in output[1]
+    for name in ("events/hidden_unexplained", "mismatch/hidden_time_std"):
+        assert name in output[1]
+
+    assert "starting from the parameters of step 200 (epoch 2)" in output[2]
+    first, last = test_training.rows(tmp_path / "runs" / "yinyang_chip-smoke")
+    # Of the first epoch, in which a network that knew nothing would be below.
+    assert first["train/accuracy"] > software[0]["train/accuracy"]
+    assert first["validation/mismatch/hidden_time_std"] > 1e-5
+    assert "test/mismatch/output_time_mean" in last
+
+
+def test_fault_of_a_device_is_one_line(tmp_path):
+    command = [
+        f"--config={ROOT}/configs/yinyang.py",
+        "--config.hardware=bench",
+        "--config.num_epochs=2",
+        "--config.batch_size=16",
+        "--config.log_every_epochs=2",
+        "--config.until=60e-3",
+    ]
+    program = {"cwd": tmp_path, "program": "tests/training_dummy.py"}
+    done = start(*command, **program, FAULT="5")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: bench, run 5: OSError: burnt out. The state after epoch 1 is saved; the"
+        " same command continues.\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert "trained on hardware '', evaluated on 'simulated_chip'" in done.stdout
-    assert "events/hidden_unexplained" in done.stdout
+    done = start(*command, **program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "continuing from step 4 (epoch 1)" in done.stdout
+    assert "done: test accuracy" in done.stdout

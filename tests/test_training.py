@@ -333,6 +333,50 @@ def test_state_collections_are_carried_and_restored(tmp_path, monkeypatch):
         assert state.collections["chip"]["runs"] == num_epochs * STEPS_PER_EPOCH
 
 
+# Starting from another run
+
+
+def test_new_run_starts_with_the_parameters_of_another(finished, tmp_path, caplog):
+    workdir, pretrained = finished
+    before = files(workdir)
+    changes = {"init_from": str(workdir), "num_epochs": 2, "hardware": "other"}
+    with caplog.at_level(logging.INFO, "jaxsnn"):
+        state = training.train_and_evaluate(
+            make_config(learning_rate=0.0, **changes), tmp_path
+        )
+    assert f"parameters of step 20 (epoch 5) in {workdir}, with hardware ''" in (
+        caplog.text
+    )
+    # At a learning rate of 0 they stay; the epochs and the optimizer begin anew.
+    assert_identical(state.params, pretrained.params)
+    assert int(state.step) == 8
+    assert files(workdir) == before
+    # What it goes on from is its own, whatever became of the other.
+    more = make_config(learning_rate=0.0, **{**changes, "num_epochs": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_pretrained", None)
+        assert int(training.train_and_evaluate(more, tmp_path).step) == 12
+    message = r"another run:\n  init_from: '.*' in the checkpoint, '' now"
+    with pytest.raises(training.TrainingError, match=message):
+        training.train_and_evaluate(make_config(learning_rate=0.0), tmp_path)
+
+
+def test_parameters_of_another_model_are_refused(finished, tmp_path):
+    workdir, _ = finished
+    message = (
+        r"another model:\n  hidden/Dense_0/bias: \(100,\) there, \(7,\) here\n"
+        r"  hidden/Dense_0/kernel: \(4, 100\) there, \(4, 7\) here\n"
+    )
+    config = make_config(init_from=str(workdir), **{"model.hidden": (7,)})
+    with pytest.raises(training.TrainingError, match=message):
+        training.train_and_evaluate(config, tmp_path)
+    config = make_config(init_from=str(tmp_path / "nothing"))
+    with pytest.raises(
+        training.TrainingError, match=r"no checkpoint in .*nothing, which"
+    ):
+        training.train_and_evaluate(config, tmp_path)
+
+
 # Continuing
 
 
@@ -522,6 +566,21 @@ def test_nothing_is_overwritten_when_all_are_damaged(finished, tmp_path, run):
     with pytest.raises(training.TrainingError, match=r"damaged \(steps 12, 16, 20\)"):
         run(make_config(), tmp_path)
     assert files(tmp_path) == before
+
+
+@ORBAX_COMPLAINS
+def test_damaged_parameters_are_not_taken(finished, tmp_path, caplog):
+    shutil.copytree(finished[0], tmp_path / "damaged")
+    flip_array(tmp_path / "damaged" / "checkpoints" / "20")
+    state = training.train_and_evaluate(
+        make_config(init_from=str(tmp_path / "damaged"), learning_rate=0.0), tmp_path
+    )
+    assert "checkpoints/20 is damaged" in caplog.text
+    shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "20")
+    whole = Checkpoints(tmp_path / "damaged", read_only=True)
+    expected = whole.restore(state, make_config(), num_examples=70).state
+    whole.close()
+    assert_identical(state.params, expected.params)
 
 
 def test_temporary_directory_of_a_killed_save_is_removed(finished, tmp_path):

@@ -2,6 +2,8 @@
 
 Run as a program it is `train.py` on this stand-in; `KILL=function:step:signal` in the
 environment sends itself that signal at the end of a function of the training loop.
+With `--config.hardware=bench` it is another one, on a device that is a stand-in, too;
+`FAULT=run` makes that fail.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import dataclasses
 import functools
 import os
 import runpy
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -20,8 +24,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+import oracles
 
-from jaxsnn.training import TrainState
+from jaxsnn import Spikes
+from jaxsnn.backend import Population, Projection, straight_through
+from jaxsnn.dynamics import Neuron
+from jaxsnn.hardware import HostBackend, Limits, LinkError, Observed
+from jaxsnn.training import TrainState, hardware
 
 SIZES = {"train": 70, "validation": 25, "test": 33}
 
@@ -88,6 +97,102 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
     )
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Bench(HostBackend):
+    """A device in NumPy that finds first spikes on a fine grid.
+
+    A spike is seen `shift` late, give or take `jitter`.
+
+    Attributes:
+      faults: what happens in which call of `run`.
+    """
+
+    limits: ClassVar[Limits] = Limits(name="bench", w_max=63, tick=0.0, stochastic=True)
+
+    shift: float = 0.0
+    jitter: float = 20e-6
+    faults: dict = dataclasses.field(default_factory=dict)
+    calls: int = 0
+    closed: int = 0
+
+    def compile(self, network, inputs, until):
+        self.network, self.inputs, self.until = network, inputs, until
+
+    def run(self, inputs, weights, seed):
+        call, self.calls = self.calls, self.calls + 1
+        if call in self.faults:
+            self.faults[call]()
+        rng = np.random.default_rng(seed)
+        batch = len(inputs.time)
+        times = np.full((batch, self.inputs), np.inf)
+        row, slot = np.nonzero(inputs.index >= 0)
+        times[row, inputs.index[row, slot]] = inputs.time[row, slot]
+        observed = []
+        for population, (w,) in zip(self.network, weights, strict=True):
+            assert w.dtype == np.int32
+            times = self.first(population, times, w / self.scale)
+            times += self.shift + self.jitter * rng.standard_normal(times.shape)
+            times = np.where((times >= 0) & (times < self.until), times, np.inf)
+            index = np.broadcast_to(np.arange(population.size), times.shape)
+            index = np.where(times < np.inf, index, -1)
+            observed.append(Observed(times, index, lost=1))
+        return observed
+
+    def first(self, population, times, weights):
+        grid = np.linspace(0, self.until, 2000)
+        tau_mem, tau_syn = (population.neuron[n][0] for n in ("tau_mem", "tau_syn"))
+        dt = grid[:, None, None] - np.where(np.isinf(times), 1e9, times)
+        k = np.where(dt > 0, oracles.psp(tau_mem, tau_syn, np.maximum(dt, 0)), 0)
+        over = k @ weights > population.neuron["v_th"]  # [grid, batch, neurons]
+        return np.where(over.any(0), grid[over.argmax(0)], np.inf)
+
+    def disconnect(self):
+        self.closed += 1
+
+
+def error():
+    raise OSError("burnt out")
+
+
+def hang():
+    threading.Event().wait()
+
+
+def lose_link():
+    raise LinkError("no carrier")
+
+
+class OnDevice(nn.Module):
+    """One layer on a device, with a gradient that is made up: compiled in a moment."""
+
+    backend: Bench
+
+    @nn.compact
+    def __call__(self, x, until):
+        kernel = self.param("kernel", nn.initializers.constant(8.0), (x.shape[-1], 3))
+        if self.is_initializing():
+            return x @ kernel
+        population = Population("output", 3, Neuron(), 1, (Projection(0, kernel),))
+        spikes = Spikes.from_times(10e-3 * x[..., None])
+        key = self.make_rng("hardware")
+        (seen,) = self.backend([population], spikes, until, key)
+        for name, value in seen.counters.items():
+            self.put_variable("events", name, value)
+        return straight_through(x @ kernel, -100 * jnp.minimum(seen.times[..., 0], 0.1))
+
+
+def device_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    parts = create_experiment(config)
+    device = hardware.create_backend(config)
+
+    def loss(outputs, labels, params, events):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+    return dataclasses.replace(
+        parts, model=OnDevice(device), encode=lambda features: features, loss=loss
+    )
+
+
 def load(name: str, split: str, data_dir: str | None = None) -> dict[str, np.ndarray]:
     del name, data_dir
     rng = np.random.default_rng(list(SIZES).index(split))
@@ -112,7 +217,10 @@ def main() -> None:
     from jaxsnn import datasets
     from jaxsnn.training import checkpoint, experiment, writers
 
-    experiment.create_experiment = create_experiment
+    on_device = "--config.hardware=bench" in sys.argv
+    experiment.create_experiment = device_experiment if on_device else create_experiment
+    faults = {int(os.environ["FAULT"]): error} if os.environ.get("FAULT") else {}
+    hardware.HARDWARE["bench"] = lambda config: Bench(scale=5.0, faults=faults)
     datasets.load = load
     if os.environ.get("KILL"):
         name, step, signum = os.environ["KILL"].split(":")

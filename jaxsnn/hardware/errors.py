@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import threading
 from collections.abc import Iterator
 
 
@@ -32,14 +32,13 @@ class LinkError(Exception):
     """Raised by a device for a fault that may pass: the run is tried again."""
 
 
-_last: list[DeviceError] = []
-_lock = threading.Lock()
+# The latest: JAX hands on the text of an error alone.
+_raised: collections.deque[DeviceError] = collections.deque(maxlen=4)
 
 
 def remember(error: DeviceError) -> DeviceError:
-    """Keeps an error for `typed_errors`: JAX hands on the text of it alone."""
-    with _lock:
-        _last[:] = [error]
+    """Keeps an error for `typed_errors`."""
+    _raised.append(error)
     return error
 
 
@@ -59,14 +58,13 @@ def typed_errors() -> Iterator[None]:
       ...     jax.block_until_ready(jax.numpy.zeros(3))  # Or a run on a device.
       Array([0., 0., 0.], dtype=float32)
     """
-    with _lock:
-        _last.clear()
     try:
         yield
+    except DeviceError:
+        raise
     except Exception as error:
-        with _lock:
-            found = _last[-1] if _last else None
-            _last.clear()
-        if found is None:
-            raise
-        raise found from error
+        text = str(error)
+        for found in reversed(_raised):
+            if str(found) in text:
+                raise found from found.__cause__
+        raise

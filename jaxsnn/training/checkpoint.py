@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ import orbax.checkpoint as ocp
 from jaxsnn.training.errors import TrainingError
 from jaxsnn.training.steps import TrainState
 
-_VERSION = 1
+_VERSION = 2
 
 # Fields, or groups of them. All others decide the numbers: changing one makes another
-# run.
+# run. A device decides them, too; but to go on elsewhere is what devices are for.
 MAY_CHANGE = frozenset(
     {
+        "bss2",
         "checkpoint_every_epochs",
         "chip",
         "data_dir",
@@ -35,7 +36,9 @@ MAY_CHANGE = frozenset(
         "hardware",
         "keep_checkpoints",
         "log_every_epochs",
+        "nest",
         "num_epochs",
+        "until",
     }
 )
 
@@ -104,7 +107,12 @@ class Checkpoints:
         step = int(state.step)
         if step == self._saved:
             return
-        content = {**progress, "version": _VERSION, "state_digest": _digest(state)}
+        content = {
+            **progress,
+            "version": _VERSION,
+            "state_digest": _digest(state),
+            "params_digest": _digest(state.params),
+        }
         fields = json.loads(config.to_json())
         seal = _seal(content, fields)
         items = ocp.args.Composite(
@@ -158,12 +166,62 @@ class Checkpoints:
         Raises:
           TrainingError: the checkpoints are of another run, or all of them are damaged.
         """
+
+        def read(step: int) -> Checkpoint:
+            progress, fields = self._read_facts(step)
+            self._check_same_run(progress, fields, config, data)
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            found = self._read_state(step, target)
+            # Orbax has no checksum on the values of arrays above 1 KiB: flipped bits
+            # would go unseen.
+            _check_digest(found, progress["state_digest"])
+            return Checkpoint(found, progress, fields)
+
+        return self._newest(read)
+
+    def restore_params(self, state: TrainState) -> Checkpoint | None:
+        """Reads parameters alone, of any run with the same; all else stays as it is.
+
+        Args:
+          state: the state that gets them.
+
+        Returns:
+          As `restore`.
+
+        Raises:
+          TrainingError: the parameters have other names or shapes, or all checkpoints
+            are damaged.
+        """
+
+        def read(step: int) -> Checkpoint:
+            progress, fields = self._read_facts(step)
+            with ocp.StandardCheckpointer() as reader:
+                metadata = reader.metadata(self.directory / str(step) / "state")
+            saved = metadata.item_metadata.tree
+            self._check_same_shapes(saved["params"], state.params)
+            (device,) = jax.tree.leaves(state.params)[0].devices()
+            sharding = jax.sharding.SingleDeviceSharding(device)
+            # The rest belongs to an optimizer that may be another.
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                saved,
+            )
+            params = self._read_state(step, target)["params"]
+            _check_digest(params, progress["params_digest"])
+            params = jax.tree.map(
+                lambda own, x: x.astype(own.dtype), state.params, params
+            )
+            return Checkpoint(state.replace(params=params), progress, fields)
+
+        return self._newest(read)
+
+    def _newest(self, read: Callable[[int], Checkpoint]) -> Checkpoint | None:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = None
             with _quiet():
                 try:
-                    found = self._read(step, state, config, data)
+                    found = read(step)
                 except TrainingError:
                     raise
                 except Exception as error:  # Orbax reports damage in many types.
@@ -191,13 +249,8 @@ class Checkpoints:
             )
         return None
 
-    def _read(
-        self,
-        step: int,
-        state: TrainState,
-        config: ml_collections.ConfigDict,
-        data: Mapping[str, Any],
-    ) -> Checkpoint:
+    def _read_facts(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Progress and config, by dotted name, verified."""
         json_item = ocp.args.JsonRestore()
         items = self._manager.restore(
             step, args=ocp.args.Composite(progress=json_item, config=json_item)
@@ -211,16 +264,35 @@ class Checkpoints:
                 f"Checkpoint {step} in {self.directory} has format version "
                 f"{progress['version']}; this code reads version {_VERSION}."
             )
-        self._check_same_run(progress, flatten(fields), config, data)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        return progress, flatten(fields)
+
+    def _read_state(self, step: int, target: Any) -> Any:
         items = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )
-        # Orbax has no checksum on the values of arrays above 1 KiB: flipped bits would
-        # go unseen.
-        if _digest(items["state"]) != progress["state_digest"]:
-            raise ValueError("the state does not have its checksum")
-        return Checkpoint(items["state"], progress, flatten(fields))
+        return items["state"]
+
+    def _check_same_shapes(self, saved: Any, own: Any) -> None:
+        there, here = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+                for path, x in jax.tree_util.tree_leaves_with_path(params)
+            }
+            for params in (saved, own)
+        )
+        differing = [
+            f"  {name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')}"
+            " here"
+            for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name)
+        ]
+        if differing:
+            raise TrainingError(
+                f"The parameters in {self.directory} are of another model:\n"
+                + "\n".join(differing)
+                + "\nSet config.model and config.encoding as they were there, or leave "
+                "config.init_from empty."
+            )
 
     def _check_same_run(
         self,
@@ -234,6 +306,9 @@ class Checkpoints:
             **flatten(json.loads(config.to_json())),
             **{f"data {name}": value for name, value in data.items()},
         }
+        if not config.init_from:  # What a run began with need not be said again.
+            saved.pop("init_from", None)
+            current.pop("init_from")
         differing = [
             f"  {name}: {saved.get(name, 'absent')!r} in the checkpoint, "
             f"{current.get(name, 'absent')!r} now"
@@ -306,6 +381,11 @@ def _digest(tree: Any) -> str:
         )
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _check_digest(tree: Any, expected: str) -> None:
+    if _digest(tree) != expected:
+        raise ValueError("the state does not have its checksum")
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,15 @@ from jaxsnn.analytic import analytic
 from jaxsnn.coding import encode_latency, first_spike_times
 from jaxsnn.eventprop import eventprop
 from jaxsnn.grid import check_dt
-from jaxsnn.layers import LI, LIF, GridNetwork, Network, grid_twin, spread_normal
+from jaxsnn.layers import (
+    LI,
+    LIF,
+    Bounded,
+    GridNetwork,
+    Network,
+    grid_twin,
+    spread_normal,
+)
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 from jaxsnn.surrogate import sigmoid, superspike, triangular
@@ -197,12 +205,17 @@ def _network(config: ml_collections.ConfigDict) -> Network:
         "v_th": model.v_th,
         "gradient": choose("model.gradient", model.gradient, GRADIENTS),
     }
+    if model.max_delay is not None:
+        spiking["delay"] = Bounded(0.0, model.max_delay)
     hidden = [
         LIF(
             features,
             max_spikes=model.max_spikes,
             slots=model.slots,
             kernel_init=spread_normal(*model.hidden_init),
+            recurrent=model.recurrent,
+            recurrent_init=spread_normal(*model.recurrent_init),
+            recurrent_delay=model.recurrent_delay,
             name="hidden" if len(model.hidden) == 1 else f"hidden_{n}",
             **shared,
             **spiking,

@@ -21,10 +21,12 @@ import filelock
 import jax
 import ml_collections
 import numpy as np
+import optax
 from clu import parameter_overview
 
 from jaxsnn import datasets
-from jaxsnn.training import checkpoint, experiment, writers
+from jaxsnn.hardware import DeviceError
+from jaxsnn.training import checkpoint, experiment, hardware, writers
 from jaxsnn.training.checkpoint import Checkpoints
 from jaxsnn.training.errors import Interrupted, NonFiniteError, TrainingError
 from jaxsnn.training.metrics import EvalMetrics, Window, to_scalars
@@ -43,6 +45,7 @@ class _Setup(NamedTuple):
     """What training and evaluation share: all that a config alone determines."""
 
     state: TrainState
+    device: Any  # What finds the spikes; None for the simulation.
     learning_rate: Callable[[int], Any]
     train: Batch
     train_key: jax.Array
@@ -57,7 +60,8 @@ def train_and_evaluate(
     """Trains to `config.num_epochs`, then evaluates the test split once.
 
     Continues from the newest whole checkpoint in `workdir`, bit for bit as if it had
-    never stopped. A run that is finished already is reported and not repeated.
+    never stopped. A run that is finished already is reported and not repeated. A new
+    one starts with the parameters of the run in `config.init_from`, if that is given.
 
     Args:
       config: the experiment, as `configs/yinyang.py` describes it.
@@ -69,6 +73,8 @@ def train_and_evaluate(
     Raises:
       TrainingError: the run cannot go on; the message says what to do.
       Interrupted: SIGTERM or SIGINT; the state was saved after the epoch in progress.
+      DeviceError: the device failed; the state was saved as it was before the epoch in
+        progress. Its `__notes__` say so.
     """
     began = time.perf_counter()
     directory = Path(workdir).absolute()
@@ -81,6 +87,7 @@ def train_and_evaluate(
         stack.callback(checkpoints.close)
 
         setup = _set_up(config)
+        stack.enter_context(hardware.released(setup.device))
         state, window = setup.state, Window()
         found = checkpoints.restore(state, config, num_examples=setup.num_examples)
         if found:
@@ -93,6 +100,8 @@ def train_and_evaluate(
                 found.progress["epoch"],
                 f", with {', '.join(changed)}" if changed else "",
             )
+        elif config.init_from:
+            state = _pretrained(state, config)
         epoch = int(state.step) // setup.steps_per_epoch
         if epoch >= config.num_epochs:
             rows = writers.read_metrics(directory)
@@ -115,6 +124,18 @@ def train_and_evaluate(
         if not found:
             writer.write_texts(0, {"config": f"```\n{config}```"})
 
+        def save() -> str:
+            """Saves the state after the last whole epoch, and says so."""
+            if not epoch:
+                return "Nothing was trained yet; the same command starts again."
+            if pace.epochs:
+                progress = _progress(config, setup, epoch, window)
+                checkpoints.save(state, progress, config)
+                checkpoints.wait()
+            return (
+                f"The state after epoch {epoch} is saved; the same command continues."
+            )
+
         evaluate_on = _evaluator(config, setup)
         compile_seconds = 0.0
         if epoch < config.num_epochs:
@@ -122,8 +143,9 @@ def train_and_evaluate(
             logger.info("compiling ...")
             tic = time.perf_counter()
             run_epoch = _compile(setup, state, config.batch_size)
-            # The first call compiles; its result is not wanted.
-            jax.block_until_ready(evaluate_on(state, validation))
+            if setup.device is None:  # Which would have to run all of it.
+                # The first call compiles; its result is not wanted.
+                jax.block_until_ready(evaluate_on(state, validation))
             compile_seconds = time.perf_counter() - tic
             logger.info("compiled in %.1f s", compile_seconds)
         samples_per_epoch = setup.steps_per_epoch * config.batch_size
@@ -131,10 +153,7 @@ def train_and_evaluate(
 
         while True:
             if stop.signum is not None:
-                if pace.epochs:
-                    progress = _progress(config, setup, epoch, window)
-                    checkpoints.save(state, progress, config)
-                    checkpoints.wait()
+                save()
                 logger.info(
                     "%s: stopped at step %d (epoch %d); the same command continues",
                     signal.Signals(stop.signum).name,
@@ -144,24 +163,28 @@ def train_and_evaluate(
                 raise Interrupted(stop.signum)
             if epoch >= config.num_epochs:
                 break
-            tic = time.perf_counter()
-            state, metrics, steps = run_epoch(state, setup.train, setup.train_key)
-            metrics, steps = jax.device_get((metrics, steps))
-            seconds = time.perf_counter() - tic
-            epoch += 1
-            step = epoch * setup.steps_per_epoch
-            _check_finite(steps, epoch, step - setup.steps_per_epoch, checkpoints)
+            # An epoch counts when all of it is done, its evaluation as well.
+            with _on_fault(save):
+                tic = time.perf_counter()
+                trained, metrics, steps = run_epoch(state, setup.train, setup.train_key)
+                metrics, steps = jax.device_get((metrics, steps))
+                seconds = time.perf_counter() - tic
+                first_step = epoch * setup.steps_per_epoch
+                _check_finite(steps, epoch + 1, first_step, checkpoints)
+                last = epoch + 1 == config.num_epochs
+                log = last or (epoch + 1) % config.log_every_epochs == 0
+                validated = to_scalars(evaluate_on(trained, validation)) if log else {}
+            state, epoch = trained, epoch + 1
             window.add(metrics, samples_per_epoch, seconds)
             pace.add(samples_per_epoch, seconds)
-
-            last = epoch == config.num_epochs
-            if last or epoch % config.log_every_epochs == 0:
+            if log:
+                step = epoch * setup.steps_per_epoch
                 row = {
                     "epoch": epoch,
                     **window.scalars(),
                     # Schedules count from 0: this is the rate of the step just taken.
                     "learning_rate": float(setup.learning_rate(step - 1)),
-                    **_prefix("validation", to_scalars(evaluate_on(state, validation))),
+                    **_prefix("validation", validated),
                 }
                 writer.write_scalars(step, row)
                 _log_progress(step, row, config.num_epochs, pace)
@@ -172,7 +195,9 @@ def train_and_evaluate(
                 progress = _progress(config, setup, epoch, window)
                 checkpoints.save(state, progress, config)
 
-        result = _prefix("test", to_scalars(evaluate_on(state, _load(config, "test"))))
+        with _on_fault(save):
+            tested = to_scalars(evaluate_on(state, _load(config, "test")))
+        result = _prefix("test", tested)
         checkpoints.wait()
         # Last of all: this line is what marks a run as finished.
         writer.write_scalars(int(state.step), {"epoch": epoch, **result})
@@ -207,10 +232,12 @@ def evaluate(
       workdir: directory of the run.
 
     Returns:
-      `loss`, `accuracy`, and what the layers report as `events/...`.
+      `loss`, `accuracy`, what the layers report as `events/...`, and how spikes on a
+      device differ from the model's as `mismatch/...`.
 
     Raises:
       TrainingError: there is no whole checkpoint, or it is of another run.
+      DeviceError: the device failed.
     """
     directory = Path(workdir).absolute()
     found = None
@@ -233,7 +260,8 @@ def evaluate(
             config.hardware,
         )
     evaluate_on = _evaluator(config, setup)
-    result = to_scalars(evaluate_on(found.state, _load(config, config.eval_split)))
+    with hardware.released(setup.device), hardware.faults():
+        result = to_scalars(evaluate_on(found.state, _load(config, config.eval_split)))
     logger.info(
         "step %d (epoch %d) on %s: %s",
         found.state.step,
@@ -272,10 +300,22 @@ def _set_up(config: ml_collections.ConfigDict) -> _Setup:
             f"config.batch_size is {config.batch_size}, more than the {num_examples} "
             f"training examples of {config.dataset}."
         )
+    if config.until is not None and config.model.dt is not None:
+        raise TrainingError(
+            f"config.until is {config.until} and config.model.dt {config.model.dt}, but"
+            " a time grid ends with its steps; leave config.until at None."
+        )
     parts = experiment.create_experiment(config)
     tx, learning_rate = parts.optimizer(steps_per_epoch)
+    if config.max_weight is not None:
+        tx = optax.chain(tx, hardware.keep_within(config.max_weight))
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = create_train_state(parts, tx, init_key, train["features"][:1])
+    try:
+        state = create_train_state(
+            parts, tx, init_key, train["features"][:1], config.until
+        )
+    except (ImportError, ValueError) as error:  # As from a device that cannot run it.
+        raise TrainingError(str(error)) from error
     logger.info(
         "%s",
         parameter_overview.get_parameter_overview(state.params, include_stats=False),
@@ -283,6 +323,7 @@ def _set_up(config: ml_collections.ConfigDict) -> _Setup:
     return _Setup(
         # Committed like a restored state; otherwise the two would be compiled apart.
         state=jax.device_put(state, device),
+        device=getattr(parts.model, "backend", None),
         learning_rate=learning_rate,
         train=train,
         train_key=jax.device_put(train_key, device),
@@ -307,9 +348,49 @@ def _load(config: ml_collections.ConfigDict, split: str) -> Batch:
 
 def _compile(setup: _Setup, state: TrainState, batch_size: int) -> Callable[..., Any]:
     epoch = jax.jit(
-        functools.partial(train_epoch, batch_size=batch_size), donate_argnums=0
+        functools.partial(train_epoch, batch_size=batch_size),
+        # A device may fail: then the state before is what is left.
+        donate_argnums=0 if setup.device is None else (),
     )
     return epoch.lower(state, setup.train, setup.train_key).compile()
+
+
+def _pretrained(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
+    """The state with the parameters of another run."""
+    source = Path(config.init_from).absolute()
+    found = None
+    if (source / "checkpoints").is_dir():
+        checkpoints = Checkpoints(source, read_only=True)
+        with contextlib.closing(checkpoints):
+            found = checkpoints.restore_params(state)
+    if found is None:
+        raise TrainingError(
+            f"There is no checkpoint in {source}, which config.init_from names. Train "
+            "there first, or leave it empty."
+        )
+    changed = checkpoint.changes(found.config, config)
+    logger.info(
+        "starting from the parameters of step %d (epoch %d) in %s%s",
+        found.progress["step"],
+        found.progress["epoch"],
+        source,
+        f", with {', '.join(changed)}" if changed else "",
+    )
+    return found.state
+
+
+@contextlib.contextmanager
+def _on_fault(save: Callable[[], str]) -> Iterator[None]:
+    """Saves what there is when a device fails; the error gets a note of that."""
+    try:
+        with hardware.faults():
+            yield
+    except DeviceError as error:
+        try:
+            error.add_note(save())
+        except TrainingError as failure:
+            error.add_note(str(failure))
+        raise
 
 
 def _evaluator(
@@ -387,11 +468,23 @@ def _prefix(split: str, scalars: dict[str, float | int]) -> dict[str, float | in
     return {f"{split}/{name}": value for name, value in scalars.items()}
 
 
+# Counted in the layers' events, and never to be overlooked.
+_TROUBLE = {
+    "overflow": "spikes found no slot",
+    "lost": "spikes were lost on the device",
+    "retried": "runs were repeated",
+}
+
+
 def _log_progress(
     step: int, row: dict[str, float | int], num_epochs: int, pace: _Pace
 ) -> None:
     epoch = int(row["epoch"])
-    overflow = sum(value for name, value in row.items() if name.endswith("_overflow"))
+    trouble = [
+        f"  {total} {what}"
+        for counter, what in _TROUBLE.items()
+        if (total := sum(v for name, v in row.items() if name.endswith(f"_{counter}")))
+    ]
     logger.info(
         "epoch %*d/%d  step %d  loss %.4f  accuracy %.4f train, %.4f validation  "
         "%.0f samples/s  ETA %s%s",
@@ -404,7 +497,7 @@ def _log_progress(
         row["validation/accuracy"],
         row["train/samples_per_s"],
         pace.time_for(num_epochs - epoch),
-        f"  {overflow} spikes found no slot" if overflow else "",
+        "".join(trouble),
         extra={"transient": epoch % max(1, num_epochs // 10) and epoch < num_epochs},
     )
 

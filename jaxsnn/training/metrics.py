@@ -37,6 +37,45 @@ class Total(metrics.Metric):
 
 
 @struct.dataclass
+class Spread(metrics.Metric):
+    """Mean and standard deviation of what a mask lets through; NaN of nothing.
+
+    Merged by Chan, Golub & LeVeque (1983), which loses nothing to cancellation. (The
+    `Std` of clu 0.0.12 does, and fails with JAX 0.10.)
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    squares: jax.Array  # Sum of squared distances from the mean.
+
+    @classmethod
+    def from_model_output(
+        cls, values: jax.Array, mask: jax.Array, **_: Any
+    ) -> "Spread":
+        """Reads `values` where the `mask`, of their shape, is true."""
+        count = jnp.sum(mask, dtype=jnp.int32)
+        mean = jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
+        return cls(count, mean, jnp.sum(jnp.where(mask, values - mean, 0) ** 2))
+
+    def merge(self, other: "Spread") -> "Spread":
+        """Returns that of both."""
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1)
+        step = other.mean - self.mean
+        between = step**2 * self.count * share
+        squares = self.squares + other.squares + between
+        return type(self)(count, self.mean + step * share, squares)
+
+    def compute(self) -> tuple[jax.Array, jax.Array]:
+        """Returns both."""
+        deviation = jnp.sqrt(self.squares / jnp.maximum(self.count, 1))
+        return (
+            jnp.where(self.count > 0, self.mean, jnp.nan),
+            jnp.where(self.count > 0, deviation, jnp.nan),
+        )
+
+
+@struct.dataclass
 class Events(metrics.Metric):
     """What the spiking layers report in the model's `events` collection.
 
@@ -93,6 +132,56 @@ class Events(metrics.Metric):
 
 
 @struct.dataclass
+class Mismatch(metrics.Metric):
+    """How first spikes on a device differ from the model's, in all neurons of a layer.
+
+    A layer holds `time` and `identity` [B, N] of `jaxsnn.record.Mismatch`, NaN where
+    there is nothing to compare.
+
+    Attributes:
+      time: of each layer; empty without a device.
+      identity: of each layer, without its sign.
+    """
+
+    time: dict[str, Spread]
+    identity: dict[str, Spread]
+
+    @classmethod
+    def from_model_output(
+        cls, mismatch: Mapping[str, Any], mask: jax.Array | None = None, **_: Any
+    ) -> "Mismatch":
+        """Reads one batch; a `mask` [B] leaves out examples that are padding."""
+        found: dict[str, dict[str, Spread]] = {"time": {}, "identity": {}}
+        for (*path, name), value in traverse_util.flatten_dict(dict(mismatch)).items():
+            there = ~jnp.isnan(value)
+            if mask is not None:
+                there &= mask[:, None]
+            value = jnp.abs(value) if name == "identity" else value
+            found[name]["/".join(path)] = Spread.from_model_output(value, there)
+        return cls(**found)
+
+    def merge(self, other: "Mismatch") -> "Mismatch":
+        """Merges layer by layer."""
+        return type(self)(
+            time={k: v.merge(other.time[k]) for k, v in self.time.items()},
+            identity={k: v.merge(other.identity[k]) for k, v in self.identity.items()},
+        )
+
+    def compute(self) -> dict[str, jax.Array]:  # type: ignore[override]
+        """Returns three numbers for each layer, NaN where nothing could be compared.
+
+        `<layer>_time_mean` and `<layer>_time_std` are of observed minus expected time,
+        in the model's seconds; `<layer>_identity` is the mean violation of the delay
+        identity, without its sign.
+        """
+        found = {}
+        for layer, time in self.time.items():
+            found[f"{layer}_time_mean"], found[f"{layer}_time_std"] = time.compute()
+            found[f"{layer}_identity"] = self.identity[layer].compute()[0]
+        return found
+
+
+@struct.dataclass
 class TrainMetrics(metrics.Collection):
     """Metrics of training; loss and accuracy are those before each step."""
 
@@ -110,6 +199,7 @@ class EvalMetrics(metrics.Collection):
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: metrics.Average.from_output("correct")  # type: ignore[valid-type]
     events: Events
+    mismatch: Mismatch
 
 
 class Window:
@@ -166,8 +256,9 @@ def merge_steps(steps: Collection) -> Collection:
 
 
 def to_scalars(collection: metrics.Collection) -> dict[str, float | int]:
-    """Computes `collection`; what the layers report is named `events/...`."""
+    """Computes `collection`; what the layers report is `events/` and `mismatch/...`."""
     values = dict(jax.device_get(collection).compute())
-    events = values.pop("events")
-    values.update({f"events/{name}": value for name, value in events.items()})
+    for group in ("events", "mismatch"):
+        for name, value in values.pop(group, {}).items():
+            values[f"{group}/{name}"] = value
     return {name: value.item() for name, value in values.items()}

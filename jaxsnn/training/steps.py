@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,27 @@ def create_train_state(
     tx: optax.GradientTransformation,
     key: jax.Array,
     features: jax.Array,
+    until: float | None = None,
 ) -> TrainState:
-    """Initializes model and optimizer; `features` [B, F] only give the shapes."""
+    """Initializes model and optimizer.
+
+    Args:
+      experiment: the model and its task.
+      tx: the optimizer.
+      key: randomness of the parameters.
+      features: of which only the shape [B, F] matters.
+      until: end of the model's window in seconds; None leaves it to the model.
+    """
+    window: dict[str, Any] = {} if until is None else {"until": until}
 
     @jax.jit
     def init(key: jax.Array, features: jax.Array) -> dict[str, Any]:
-        return dict(experiment.model.init(key, experiment.encode(features)))
+        return dict(experiment.model.init(key, experiment.encode(features), **window))
 
     variables = init(key, features)
     variables.pop("events", None)
     state = TrainState.create(
-        apply_fn=experiment.model.apply,
+        apply_fn=functools.partial(experiment.model.apply, **window),
         params=variables.pop("params"),
         tx=tx,
         collections=variables,
@@ -101,11 +112,14 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetric
 
 
 def eval_step(state: TrainState, batch: Batch) -> EvalMetrics:
-    """Evaluates a batch; examples whose `mask` is false are padding."""
+    """Evaluates a batch; examples whose `mask` is false are padding.
+
+    What a device observed is compared with the model, which costs a simulation.
+    """
     outputs, updates = state.apply_fn(
         {"params": state.params, **state.collections},
         state.encode_fn(batch["features"]),
-        mutable=["events"],
+        mutable=["events", "mismatch"],
         rngs=_rngs(batch),
     )
     readings = state.read_fn(outputs)
@@ -114,6 +128,7 @@ def eval_step(state: TrainState, batch: Batch) -> EvalMetrics:
         loss=state.loss_fn(readings, labels, state.params, events),
         correct=state.predict_fn(readings) == labels,
         events=events,
+        mismatch=updates.get("mismatch", {}),
         mask=batch["mask"],
     )
 
