@@ -117,6 +117,30 @@ ROWS = {
         96.0,
     ),
     "recurrent": Row("Recurrent, 100 neurons", "yinyang_recurrent", "", "", 98.5),
+    "chip_ideal": Row(
+        "EventProp on the simulated chip, ideal",
+        "yinyang_chip",
+        "98.0 ± 0.3 (mock)",
+        "NICE",
+        98.3,
+        changes={"chip.profile": "ideal"},
+    ),
+    "chip": Row(
+        "the same, calibrated, 5 chips",
+        "yinyang_chip",
+        "94.8 ± 0.2 (chip)",
+        "NICE",
+        96.5,
+        of_run=lambda run: {"seed": run, "chip.chip_seed": run % 5},
+    ),
+    "chip_mot": Row(
+        "the same, voltages sampled, 5 chips",
+        "yinyang_chip_mot",
+        "96.1 ± 0.9 (chip)",
+        "EP-HW",
+        96.5,
+        of_run=lambda run: {"seed": run, "chip.chip_seed": run % 5},
+    ),
 }
 
 PAGE = """\

@@ -74,6 +74,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoding.t_late = 20e-3  # s
     config.encoding.bias = 9e-3  # s, time of the bias spike
     config.encoding.copies = 1  # Sources per value.
+    # Values from here on are silent; None: none are.
+    config.encoding.cutoff = config_dict.placeholder(float)
 
     config.loss = ml_collections.ConfigDict()
     config.loss.name = "ttfs_cross_entropy"  # Or "ttfs_mse"; see yinyang_mot.py.

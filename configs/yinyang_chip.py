@@ -23,7 +23,9 @@ The last flag wakes outputs that spiked late in software and do not on the chip.
 Without `--config.hardware=` the first of these commands goes on with its own run on the
 chip, if `--config.num_epochs` is raised. On a real chip: `yinyang_bss2.py`.
 
-RESULTS
+Test accuracy after the last epoch, chips and seeds 0 to 4 (`benchmarks/chips.py`):
+98.44 +- 0.36 % after 60 epochs on the chip. Trained in software 99.12 +- 0.04 %; these
+networks on the chips 85.9 +- 6.0 %, and after 30 more epochs there 98.58 +- 0.41 %.
 """
 
 import ml_collections

@@ -174,8 +174,11 @@ def respond(
         since = jnp.moveaxis(since, -1, 0)[:, :, None, :]
         after &= places.time[:, :, None] > since
         dt = jnp.where(after, dt, 0)
-    responses = jnp.where(after, response(dt), 0)
-    return jnp.moveaxis(jnp.sum(places.weights(kernel) * responses, axis=2), 0, -1)
+    total = places.weights(kernel) * jnp.where(after, response(dt), 0)
+    # As a product with ones: on a CPU, a sum over this axis takes five times as long.
+    ones = jnp.ones(total.shape[2], total.dtype)
+    sums = jnp.einsum("nbkm,k->nbm", total, ones, precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(sums, 0, -1)
 
 
 def synaptic_decay(neuron: Neuron, dt: Array) -> Array:

@@ -241,7 +241,12 @@ class Spikes:
         return self._known_good(time, index, self.size, by_source)
 
     def window(self, start: Array | float, stop: Array | float) -> Self:
-        """Selects the spikes with ``start <= time < stop``; slots and times stay."""
+        """Selects the spikes with ``start <= time < stop``; slots and times stay.
+
+        Args:
+          start: in seconds, for all, or of each sample, ``[*batch, 1]``.
+          stop: the same.
+        """
         inside = (self.time >= start) & (self.time < stop)
         # Spikes before the window leave a gap at the front, which a roll closes.
         shift = jnp.sum(self.time < start, axis=-1, keepdims=True, dtype=jnp.int32)
@@ -251,7 +256,8 @@ class Spikes:
         index = jnp.where(inside, self.index, NO_INDEX)
         by_source = self.by_source
         if by_source is not None:
-            inside = (by_source >= start) & (by_source < stop)
+            first, last = (x[..., None] if jnp.ndim(x) else x for x in (start, stop))
+            inside = (by_source >= first) & (by_source < last)
             by_source = jnp.where(inside, by_source, NO_TIME)
         return self._known_good(
             jnp.take_along_axis(time, where, -1),

@@ -495,10 +495,15 @@ def test_float64_passes_the_seam_whole():
     # Callbacks have threads of their own, in which JAX may be set to 32 bits.
     seen, third = np.float64(1e-3) / 3, np.float64(1e-2) / 3
     device = Device(returns([[third]]))
-    layer = LIF(3, tau_mem=jnp.array([third, 1e-2, 2e-2]), backend=device)
+    taus = jnp.array([third, 1e-2, 2e-2])
+    layer = LIF(3, tau_mem=taus, backend=device, param_dtype=jnp.float64)
     variables = {"params": {"kernel": jnp.full((1, 3), seen)}}
     inputs = Spikes.from_times(jnp.array([[[seen]]]))
-    assert ready(layer, variables, inputs).time[0, 0] == third
+    run = jax.jit(lambda v: layer.apply(v, inputs, UNTIL).time).lower(variables)
+    run = run.compile()
+    with jax.enable_x64(False):  # As if it ran in another thread.
+        times = jax.block_until_ready(run(variables))
+    assert times[0, 0] == third
     (run,), (population,) = device.runs, device.network
     assert run.inputs.time[0, 0] == seen
     assert run.weights[0][0][0, 0] == seen
@@ -510,7 +515,7 @@ def test_spikes_come_back_in_order_and_what_was_not_read_is_counted(one):
     inputs = Spikes.from_times(jnp.full((2, 2, 1), 1e-3))
 
     def answer(device, inputs, weights):
-        time = np.array([[5, 3, 9, 1, 7], [4, np.inf, 2, np.inf, 6]]) * 1e-6
+        time = np.array([[5, 9, 3, 1, 7], [4, np.inf, 2, np.inf, 6]]) * 1e-6
         index = np.array([[0, 0, 0, 2, 0], [1, -1, 0, -1, 1]])
         return [Observed(time, index, lost=device.lost)]
 
@@ -581,12 +586,12 @@ def test_saturation_is_a_fraction_of_all_weights():
 # What goes wrong.
 
 
-def refuse(device, one):
+def refuse(device, one, until=UNTIL):
     """Runs a layer of three neurons; the error that it ends with."""
     variables, inputs = one
     layer = LIF(3, name="hidden", backend=device)
     with pytest.raises(DeviceError) as caught, typed_errors():
-        ready(layer, variables, inputs)
+        ready(layer, variables, inputs, until)
     return caught.value
 
 
@@ -619,6 +624,11 @@ def test_what_a_device_returns_is_checked(one, answer, message):
     about_a_layer = "layers" not in message and "NoneType" not in message
     assert error.layer == ("hidden" if about_a_layer else None)
     assert str(error).startswith("bench, run 0")
+
+
+def test_a_spike_at_no_time_is_refused_also_where_a_run_has_no_end(one):
+    error = refuse(Device(returns([[np.inf]])), one, until=np.inf)
+    assert "a spike at inf s, outside of the window" in str(error)
 
 
 def test_after_an_error_the_next_run_prepares_the_device_again(one):
@@ -717,7 +727,7 @@ def test_one_thread_of_a_library_is_waited_for(one):
         out = ready(LIF(3, backend=backend), variables, inputs)
         assert np.isfinite(out.time).any()
     assert len({*device.threads, *other.threads}) == 1
-    assert len(device.runs) == 2  # What nobody waits for any more is not begun.
+    assert len(device.compiled) == 2  # What nobody waits for any more is not begun.
     device.close()  # Leaves the thread to the others.
     ready(LIF(3, backend=other), variables, inputs)
     assert len(other.runs) == 2

@@ -17,6 +17,7 @@ from flax import linen as nn
 from oracles import psp
 
 from jaxsnn import Spikes, why_silent
+from jaxsnn.backend import Observation
 from jaxsnn.cures import bump_silent, pseudo_times, threshold_gap
 from jaxsnn.dynamics import Neuron
 from jaxsnn.hardware import SimulatedChip
@@ -360,7 +361,7 @@ def test_windows_slots_devices_and_missing_input():
 
     def deaf(populations, inputs, until, key):
         times = jnp.full((2, 3, 1), jnp.inf)
-        return [types.SimpleNamespace(times=times, kernel=fires, counters={})]
+        return [Observation(times, (fires,))]
 
     assert reasons_of(fires, backend=deaf).reasons == ("device",) * 3
 
@@ -416,7 +417,8 @@ def test_a_silent_layer_is_named_as_the_reason_of_the_next():
 def test_layers_on_a_device_are_judged_by_the_model():
     inputs = Spikes.from_times(jnp.full((2, 1, 1), 1e-3))
     loud = nn.initializers.constant(9.0)
-    model = Network([LIF(3, kernel_init=loud, name="hidden")], backend=SimulatedChip())
+    chip = SimulatedChip.profile("ideal", scale=None)
+    model = Network([LIF(3, kernel_init=loud, name="hidden")], backend=chip)
     variables = model.init(jax.random.key(0), inputs)
     rngs = {"hardware": jax.random.key(1)}
     assert set(why_silent(model, variables, inputs, rngs=rngs)["hidden"].reasons) == {

@@ -351,14 +351,17 @@ def test_new_run_starts_with_the_parameters_of_another(finished, tmp_path, caplo
     assert_identical(state.params, pretrained.params)
     assert int(state.step) == 8
     assert files(workdir) == before
-    # What it goes on from is its own, whatever became of the other.
-    more = make_config(learning_rate=0.0, **{**changes, "num_epochs": 3})
+    # What it goes on from is its own, whatever became of the other, which need not be
+    # named again; but a third would be another run.
+    more = make_config(learning_rate=0.0, num_epochs=3, hardware="other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_pretrained", None)
         assert int(training.train_and_evaluate(more, tmp_path).step) == 12
-    message = r"another run:\n  init_from: '.*' in the checkpoint, '' now"
+    message = "another run:\n  init_from: '' in the checkpoint, 'third' now"
     with pytest.raises(training.TrainingError, match=message):
-        training.train_and_evaluate(make_config(learning_rate=0.0), tmp_path)
+        training.train_and_evaluate(
+            make_config(learning_rate=0.0, init_from="third"), tmp_path
+        )
 
 
 def test_parameters_of_another_model_are_refused(finished, tmp_path):

@@ -38,7 +38,7 @@ class Network(nn.Module):
       >>> variables = network.init(jax.random.key(0), inputs)
       >>> network.apply(variables, inputs).size
       3
-      >>> on_chip = network.clone(backend=SimulatedChip())
+      >>> on_chip = network.clone(backend=SimulatedChip(scale=None))
       >>> on_chip.apply(variables, inputs).size
       3
 

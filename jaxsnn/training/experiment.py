@@ -59,7 +59,8 @@ class Experiment(NamedTuple):
 
     Attributes:
       model: the network; ``apply`` takes what `encode` returns.
-      encode: features ``[batch, features]`` to the network's inputs.
+      encode: features ``[batch, features]`` to the network's inputs; bytes are pixels,
+        the brighter the earlier.
       loss: ``(readings, labels, params, events)`` to the loss of each example.
       predict: readings to labels ``[batch]``, -1 where no output neuron of the spiking
         readout fired.
@@ -90,6 +91,8 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
     loss_fn = readout.loss(config)
 
     def encode(features: Array) -> Spikes:
+        if jnp.issubdtype(features.dtype, jnp.integer):
+            features = 1 - features / jnp.float32(255)  # Bright pixels come first.
         return encode_latency(features, **config.encoding)
 
     def loss(readings: Any, labels: Array, params: Mapping, events: Mapping) -> Array:

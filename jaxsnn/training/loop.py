@@ -339,8 +339,10 @@ def _load(config: ml_collections.ConfigDict, split: str) -> Batch:
     except (ValueError, datasets.DatasetError) as error:
         raise TrainingError(str(error)) from error
     logger.info("%s: %d %s examples", config.dataset, len(data["label"]), split)
+    features = np.asarray(data["features"])
     arrays = {
-        "features": np.asarray(data["features"], np.float32),
+        # Images stay bytes, a quarter of the memory.
+        "features": features if features.dtype == np.uint8 else np.float32(features),
         "label": np.asarray(data["label"], np.int32),
     }
     return jax.device_put(arrays, jax.devices()[0])
