@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import (
+    fashion_mnist,
     yinyang,
     yinyang_5_delays,
     yinyang_30_delays,
@@ -312,3 +313,13 @@ def test_a_value_out_of_range_names_the_field():
     config.model.tau_mem = -1.0
     with pytest.raises(TrainingError, match=r"config\.model: tau_mem is -1"):
         create_experiment(config)
+
+
+def test_of_bytes_the_brightest_come_first_and_black_is_silent():
+    config = fashion_mnist.get_config()
+    config.model.hidden = (3,)
+    encode = create_experiment(config).encode
+    spikes = encode(jnp.array([[255, 0, 51]], jnp.uint8))
+    # A fifth of the brightness, four fifths of the way from 0 to 20 ms; and the bias.
+    expected = [0, np.inf, 16e-3, 0]
+    np.testing.assert_allclose(spikes.first()[0], expected, rtol=1e-6)

@@ -968,7 +968,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do(populations, message):
         (
             {"fan_in": 3},
             [population()],
-            "'hidden' has 4 signed inputs per neuron, one circuit has 3. Join 2",
+            "'hidden' has 4 signed inputs per neuron, one circuit has 3. Use fewer",
         ),
         (
             {},

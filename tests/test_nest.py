@@ -301,7 +301,7 @@ def test_a_device_finds_the_spikes_of_the_exact_simulation(case):
     if "recurrent_kernel" in params:
         params["recurrent_kernel"] = 0.3 * (params["recurrent_kernel"] - 2.0)
 
-    collections = ["intermediates"] + ["events"] * (not isinstance(model, Network))
+    collections = ["intermediates", "events"]
 
     def run(model, params):
         _, state = model.apply({"params": params}, inputs, END, mutable=collections)

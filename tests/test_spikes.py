@@ -204,3 +204,18 @@ def test_no_event_at_all():
     np.testing.assert_array_equal(nothing.count(), np.zeros((2, 3)))
     np.testing.assert_array_equal(nothing.first(), np.full((2, 3), INF))
     assert nothing.window(0, 1).time.shape == (2, 0)
+
+
+@pytest.mark.parametrize("by_source", [True, False])
+def test_each_sample_may_have_a_window_of_its_own(by_source):
+    times = np.array([[[1.0, 4.0], [2.0, 3.0]], [[1.0, 4.0], [2.0, 3.0]]])
+    spikes = Spikes.from_times(jnp.asarray(times))
+    if not by_source:
+        spikes = Spikes(spikes.time, spikes.index, spikes.size)
+    start, stop = jnp.array([[0.0], [2.0]]), jnp.array([[2.5], [3.5]])
+    part = spikes.window(start, stop)
+    np.testing.assert_array_equal(part.time[:, :2], [[1, 2], [2, 3]])
+    np.testing.assert_array_equal(part.index[:, :2], [[0, 1], [1, 1]])
+    inf = np.inf
+    expected = [[[1, inf], [2, inf]], [[inf, inf], [2, 3]]]
+    np.testing.assert_array_equal(np.sort(part.times(2), -1), expected)

@@ -116,8 +116,8 @@ class Limits:
             if each > 1 and not self.joins:
                 raise ValueError(
                     f"{self.name}: layer '{population.name}' has {inputs} signed inputs"
-                    f" per neuron, one circuit has {self.fan_in}. Join"
-                    f" {each} circuits to a neuron (joins=True), or use fewer inputs."
+                    f" per neuron, one circuit has {self.fan_in}. Use fewer"
+                    f" inputs; {each} circuits cannot be joined to a neuron here."
                 )
             needed.append((population.name, population.size, each))
         total = sum(size * each for _, size, each in needed)
