@@ -256,7 +256,7 @@ class Spikes:
         index = jnp.where(inside, self.index, NO_INDEX)
         by_source = self.by_source
         if by_source is not None:
-            first, last = (x[..., None] if jnp.ndim(x) else x for x in (start, stop))
+            first, last = (jnp.asarray(x)[..., None] for x in (start, stop))
             inside = (by_source >= first) & (by_source < last)
             by_source = jnp.where(inside, by_source, NO_TIME)
         return self._known_good(
