@@ -218,15 +218,6 @@ def saturation(kernel: Array, scale: Array, w_max: int) -> Array:
     return jnp.mean(jnp.abs(jnp.round(scale * kernel)) > w_max, dtype=kernel.dtype)
 
 
-def hops(populations: Sequence[Population]) -> list[int]:
-    """How many projections a spike takes from the inputs to each population."""
-    depth = [0]
-    for k, population in enumerate(populations, start=1):
-        before = [p.source for p in population.projections if p.source < k]
-        depth.append(1 + max((depth[source] for source in before), default=0))
-    return depth[1:]
-
-
 def _known(value: Parameter | Time) -> np.ndarray | None:
     """A value in NumPy, or None for one that a compiled function does not know."""
     return None if _traced(value) else np.atleast_1d(np.asarray(value, float)).ravel()

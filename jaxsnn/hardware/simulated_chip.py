@@ -123,7 +123,7 @@ class SimulatedChip:
       >>> import jax, jax.numpy as jnp
       >>> from jaxsnn.coding import encode_latency
       >>> from jaxsnn.layers import LIF, spread_normal
-      >>> inputs = encode_latency(jnp.full((1, 20), 0.5), t_late=10e-3)
+      >>> inputs = encode_latency(jnp.full((1, 30), 0.5), t_late=10e-3)
       >>> weights = spread_normal(15.0, 1.0)
       >>> variables = LIF(2, kernel_init=weights).init(jax.random.key(0), inputs)
       >>> one, other = (LIF(2, backend=SimulatedChip(chip_seed=n)) for n in (0, 1))
