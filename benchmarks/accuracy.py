@@ -340,17 +340,22 @@ def train(config: Any, directory: pathlib.Path, began: float) -> dict[str, Any]:
     rows = read_metrics(directory)
     epochs = [row for row in rows if "validation/accuracy" in row]
     (test,) = (row for row in rows if "test/accuracy" in row)
-    known = ("dropped", "overflow", "late", "unexplained")
+
+    def count(*names: str) -> int:
+        """Adds up what the layers counted, in training and evaluation."""
+        return sum(
+            value
+            for row in rows
+            for name, value in row.items()
+            if "events/" in name and name.rsplit("_", 1)[-1] in names
+        )
+
     result = {
         "accuracy": test["test/accuracy"],
         "validation": [row["validation/accuracy"] for row in epochs],
         "spikes": sum(v for k, v in test.items() if k.endswith("_spikes")),
-        "lost": sum(
-            v
-            for row in rows
-            for k, v in row.items()
-            if k.rsplit("_", 1)[-1] in known and "events/" in k
-        ),
+        "lost": count("overflow", "late", "lost", "extra"),
+        "unexplained": count("unexplained"),
         "processor": report.processor(),
         "cores": len(_cores()),
     }
@@ -483,7 +488,9 @@ def page(
 ) -> str:
     """The whole report; `figure` is the name of its file, if there is one."""
     every = [run for runs in results.values() for run in runs]
-    lost = sum(run["lost"] for run in every)
+    lost, unexplained = (
+        sum(run[name] for run in every) for name in ("lost", "unexplained")
+    )
     machines = sorted({(run["processor"], run["cores"]) for run in every})
     sources = "\n".join(f"- [{key}] {what}." for key, what in SOURCES.items())
     ablation = ""
@@ -495,7 +502,8 @@ def page(
             f"{name}, {cores} {'core' if cores == 1 else 'cores'}"
             for name, cores in machines
         ),
-        lost=f"{lost} spikes were lost or late, all runs together.",
+        lost=f"All runs together, {lost} spikes were lost or late, and {unexplained:,}"
+        " on the chips could not be explained by the model and had no gradient.",
         figure=f"\n![{CAPTION}]({figure})\n" if figure else "",
         sources=sources,
         ablation=ablation,
