@@ -2,6 +2,9 @@
 
 Command: `python train.py --config=configs/fashion_mnist.py`
 
+Test accuracy after the last of 30 epochs, seed 0: 85.6 % (training set: 96 %, so that
+what is missing is a regulariser). Training: 2,200 samples/s, 25 s per epoch, on a core.
+
 The bright pixels come first, black ones not at all. The images are downloaded by tfds,
 or taken from files; see `jaxsnn.datasets.FashionMnistIdx`. For MNIST:
 `--config.dataset=mnist_idx`.

@@ -3,7 +3,10 @@
 Command: `python train.py --config=configs/yinyang_recurrent.py`
 
 Spikes take 5 ms within the layer, which lets it run window by window. The connections
-start weak: as strong as the inputs' they silence half of the layer.
+start weak: as strong as the inputs' they silence half of the layer. With this delay the
+outputs of an untrained network spike before the layer has heard itself; with shorter
+ones the layer silences itself in training (validation accuracy after 20 epochs: 3 ms
+95 %, 2 ms below 90 %).
 """
 
 import ml_collections

@@ -6,6 +6,8 @@ import os
 # the time. `.ci/run` also runs train.py as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import logging
+
 import jax
 import pytest
 
@@ -15,3 +17,13 @@ def x64():
     """Runs a test in float64, as exactness is tested."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def logger():
+    """Leaves the library's logger as it was, whatever a program does to it."""
+    library = logging.getLogger("jaxsnn")
+    before = library.handlers, library.level, library.propagate
+    yield
+    library.handlers, level, library.propagate = before
+    library.setLevel(level)
