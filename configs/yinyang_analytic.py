@@ -2,8 +2,8 @@
 
 Command: `python train.py --config=configs/yinyang_analytic.py`
 
-Test accuracy after the last epoch, seeds 0 to 4: 99.22 +- 0.29 %. Two cores: 22 s for
-the whole command, 50,700 samples/s.
+Test accuracy after the last epoch, seeds 0 to 4 on one core: 99.34 +- 0.23 %, 15 s for
+the whole command.
 """
 
 import ml_collections

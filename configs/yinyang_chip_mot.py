@@ -1,6 +1,9 @@
 """As `yinyang_chip.py`, 25-120-3, read out by sampled voltages of the outputs.
 
-Command: `python train.py --config=configs/yinyang_chip_mot.py`
+Command: `python train.py --config=configs/yinyang_chip_mot.py`. Other chips are
+`--config.chip.chip_seed=N`.
+
+Test accuracy after the last epoch, chips and seeds 0 to 2: 98.57 +- 0.68 %.
 
 The chip's converter samples the voltages of the outputs every 1.7 us, with 8 bits and
 noise, and the highest sample decides. The gradient is that of the model's voltage at
