@@ -28,7 +28,8 @@ from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 from jaxsnn.surrogate import sigmoid, superspike, triangular
 from jaxsnn.training.errors import TrainingError
-from jaxsnn.training.hardware import choose, create_backend
+from jaxsnn.training.hardware import create_backend
+from jaxsnn.training.options import choose
 
 Schedule = Callable[[int], Any]
 

@@ -3,8 +3,8 @@
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import optax
 from jaxsnn.backend import Backend
 from jaxsnn.hardware import SimulatedChip, typed_errors
 from jaxsnn.training.errors import TrainingError
-
-T = TypeVar("T")
+from jaxsnn.training.options import choose
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +53,6 @@ def create_backend(config: ml_collections.ConfigDict) -> Backend | None:
         return create(config)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"config.hardware={config.hardware!r}: {error}") from error
-
-
-def choose(field: str, name: str, options: Mapping[str, T]) -> T:
-    """The option of that name; the message of an unknown one has all names."""
-    if name not in options:
-        known = ", ".join(repr(option) for option in options)
-        raise TrainingError(f"config.{field} is {name!r}, expected one of {known}.")
-    return options[name]
 
 
 @contextlib.contextmanager
