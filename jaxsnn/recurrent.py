@@ -13,6 +13,7 @@ Both find the same spikes. Samples do not wait for each other: each has its own 
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,20 @@ def find_spikes(
     if recurrent is None:
         return simulate(neuron, kernel, inputs, start=start, **limits)
     return simulate_recurrent(neuron, kernel, inputs, recurrent, by=by, **limits)
+
+
+def quicker_way(by: str, shortest: float | None, tau_mem: Iterable[Any]) -> str:
+    """What ``"auto"`` stands for: windows, unless they would be very many.
+
+    Args:
+      by: ``"event"``, ``"window"`` or ``"auto"``.
+      shortest: delay in seconds, if windows are possible.
+      tau_mem: membrane time constants; only numbers count.
+    """
+    if by != "auto":
+        return by
+    longest = max((x for x in tau_mem if isinstance(x, int | float)), default=0.0)
+    return "window" if shortest and shortest >= 0.01 * longest else "event"
 
 
 @functools.partial(jax.jit, static_argnames=("max_spikes", "by"))

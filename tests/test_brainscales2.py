@@ -553,20 +553,26 @@ def test_a_broken_measurement_is_recognised(tmp_path):
 # The stand-in.
 
 
-def test_the_stand_in_enforces_the_rules(chip):
-    with pytest.raises(AssertionError, match="before setup"):
-        chip.Population(1, chip.cells.SpikeSourceArray())
+def connected(chip, sources, receptor_type, **cell):
+    """Sources, a neuron that is recorded, and what connects them."""
     chip.setup()
-    pre = chip.Population(1, chip.cells.SpikeSourceArray())
-    post = chip.Population(1, chip.cells.CalibHXNeuronCuba())
+    pre = chip.Population(sources, chip.cells.SpikeSourceArray())
+    post = chip.Population(1, chip.cells.CalibHXNeuronCuba(**cell))
     post.record(["spikes"])
     projection = chip.Projection(
         pre,
         post,
         chip.AllToAllConnector(),
         synapse_type=chip.synapses.StaticSynapse(weight=0),
-        receptor_type="inhibitory",
+        receptor_type=receptor_type,
     )
+    return pre, post, projection
+
+
+def test_the_stand_in_enforces_the_rules(chip):
+    with pytest.raises(AssertionError, match="before setup"):
+        chip.Population(1, chip.cells.SpikeSourceArray())
+    *_, projection = connected(chip, 1, "inhibitory")
     with pytest.raises(ValueError, match="negative for inhibitory"):
         projection.set(weight=np.array([[1]]))
     with pytest.raises(AssertionError, match="whole numbers"):
@@ -583,20 +589,9 @@ def test_the_stand_in_enforces_the_rules(chip):
 def test_the_stand_in_solves_a_neuron_exactly(chip):
     from oracles import spike_train
 
-    chip.setup()
-    pre = chip.Population(3, chip.cells.SpikeSourceArray())
-    cell = chip.cells.CalibHXNeuronCuba(
-        v_rest=80, v_reset=80, v_thresh=150, tau_m=10, tau_syn_E=5, tau_syn_I=5
-    )
-    post = chip.Population(1, cell)
-    post.record(["spikes"])
-    projection = chip.Projection(
-        pre,
-        post,
-        chip.AllToAllConnector(),
-        synapse_type=chip.synapses.StaticSynapse(weight=0),
-        receptor_type="excitatory",
-    )
+    cell = {"v_rest": 80, "v_reset": 80, "v_thresh": 150}
+    taus = {"tau_m": 10, "tau_syn_E": 5, "tau_syn_I": 5}
+    pre, post, projection = connected(chip, 3, "excitatory", **cell, **taus)
     projection.set(weight=np.array([[60], [63], [50]]))
     times = [[0.001, 0.0021, 0.05], [0.0015, 0.003, 0.052], [0.002, 0.051]]
     pre.set(spike_times=[np.array(t) for t in times])

@@ -33,7 +33,7 @@ from jaxsnn.hardware import (
     Replay,
     typed_errors,
 )
-from jaxsnn.layers import LI, LIF, Connection, Delay, Graph, Network
+from jaxsnn.layers import LI, LIF, Bounded, Connection, Delay, Graph, Network
 from jaxsnn.layers import Population as GraphPopulation
 
 UNTIL = 60e-3
@@ -256,7 +256,7 @@ def test_a_graph_replays():
         Connection("input", "excitatory"),
         Connection("excitatory", "inhibitory", delay=1e-3),
         Connection("inhibitory", "excitatory", delay=1e-3),
-        Connection("excitatory", "output"),
+        Connection("excitatory", "output", delay=Bounded(0.0, 2e-3)),
         Connection("input", "output"),
     ]
     seen = []
@@ -275,6 +275,7 @@ def test_a_graph_replays():
     found = [[(p.source, p.kernel.shape) for p in q.projections] for q in seen]
     excitatory, inhibitory = [(0, (6, 4)), (2, (2, 4))], [(1, (4, 2))]
     assert found == [excitatory, inhibitory, [(1, (4, 3)), (0, (6, 3))]]
+    assert seen[2].projections[0].delay.shape == (4, 1)
 
     def gradient(backend):
         model = graph.clone(backend=backend)
@@ -291,6 +292,17 @@ def test_a_graph_replays():
     expected, trains = gradient(None)
     found, _ = gradient(Replay(trains))
     assert_trees_close(found, expected, 1e-5)
+    # The last population acts on no other: later, it differs from the model by that.
+    shifted = [*trains[:-1], trains[-1] + 0.5e-3]
+    model = graph.clone(backend=Replay(tuple(shifted)))
+    _, state = jax.jit(lambda v: model.apply(v, inputs, UNTIL, mutable=["mismatch"]))(
+        variables
+    )
+    for name, train, shift in zip(populations, trains, (0, 0, 0.5e-3), strict=True):
+        first = train[..., 0]
+        late = jnp.where(jnp.isfinite(first), shift, jnp.nan)
+        np.testing.assert_allclose(state["mismatch"][name]["time"], late, atol=1e-8)
+        assert jnp.isfinite(late).any()
 
 
 # When a device is called.
@@ -685,16 +697,21 @@ def test_a_fault_of_the_link_is_tried_again_and_counted(one):
     assert "LinkError: checksum (tried 2 times)" in str(error)
 
 
-def test_a_device_that_does_not_answer_is_given_up_on(one):
-    variables, inputs = one
-    forever = threading.Event()
+def waits_at_first(event):
+    """A device whose first run waits for that event."""
 
     def answer(device, inputs, weights):
         if len(device.runs) == 1:
-            forever.wait()
+            event.wait()
         return exact(device, inputs, weights)
 
-    device = Device(answer, timeout=0.2)
+    return answer
+
+
+def test_a_device_that_does_not_answer_is_given_up_on(one):
+    variables, inputs = one
+    forever = threading.Event()
+    device = Device(waits_at_first(forever), timeout=0.2)
     error = refuse(device, one)
     assert isinstance(error, DeviceTimeout)
     assert "no answer within 0.2 s" in str(error)
@@ -709,15 +726,10 @@ def test_one_thread_of_a_library_is_waited_for(one):
     variables, inputs = one
     go_on = threading.Event()
 
-    def answer(device, inputs, weights):
-        if len(device.runs) == 1:
-            go_on.wait()
-        return exact(device, inputs, weights)
-
     class Library(Device):
         one_thread = True
 
-    device = Library(answer, timeout=0.2, compile_timeout=0.2)
+    device = Library(waits_at_first(go_on), timeout=0.2, compile_timeout=0.2)
     other = Library(exact)
     assert isinstance(refuse(device, one), DeviceTimeout)
     assert isinstance(refuse(device, one), DeviceTimeout)

@@ -1,5 +1,6 @@
 """The simulated chip: each error by itself has the stated size, the others are off."""
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from flax.linen.initializers import constant
 
 from jaxsnn import Spikes
 from jaxsnn.coding import encode_latency
 from jaxsnn.hardware import SimulatedChip
 from jaxsnn.hardware.simulated_chip import PROFILES, one_at_a_time, share_outputs
-from jaxsnn.layers import LI, LIF, Delay, Network
+from jaxsnn.layers import LI, LIF, Bounded, Delay, Network
 from jaxsnn.layers.graph import Connection, Graph, Population
 from jaxsnn.readout import Trace
 
@@ -206,7 +208,7 @@ def test_weights_are_integers_and_times_on_the_clock(problem):
     warnings.simplefilter("ignore")  # Many are cut on purpose.
     layers = variables["params"]
     observed = chip(
-        network().bind(variables)._populations(chip, 4), inputs, UNTIL, None
+        [*network().bind(variables)._network(chip, 4).values()], inputs, UNTIL, None
     )
     for observation, name in zip(observed, ("hidden", "output"), strict=True):
         steps = np.round(np.asarray(layers[name]["kernel"], np.float64) * 20)
@@ -637,3 +639,32 @@ def test_delays_other_than_the_latency_are_refused(problem):
             continue
         with pytest.raises(ValueError, match=r"'loop' has delays of up to 1 us .* 160"):
             layer.init(jax.random.key(0), inputs)
+
+
+CONNECTIONS = [Connection("input", "hidden"), Connection("hidden", "hidden")]
+
+
+@pytest.mark.parametrize(
+    ("delay", "message"),
+    [
+        (constant(1e-3), "learned delays"),
+        (Bounded(0.0, 5e-3), "learned delays"),
+        (np.full((4, 1), 1e-3), "delays of up to 1 us"),
+        (1e-3, "delays of up to 1 us"),
+    ],
+)
+@pytest.mark.parametrize("where", ["synapses", "recurrent", "axons", "graph"])
+def test_delays_are_refused_in_a_compiled_init_as_well(problem, where, delay, message):
+    _, inputs = problem
+    chip, output = SimulatedChip(), LIF(4, name="output")
+    axons = delay[:, 0] if isinstance(delay, np.ndarray) else delay
+    loop = {"recurrent": True, "recurrent_delay": delay}
+    connections = [dataclasses.replace(c, delay=delay) for c in CONNECTIONS]
+    model = {
+        "synapses": Network([LIF(4, delay=delay), output], backend=chip),
+        "recurrent": Network([LIF(4, **loop), output], backend=chip),
+        "axons": Network([LIF(4), Delay(axons), output], backend=chip),
+        "graph": Graph({"hidden": Population(4)}, connections, "hidden", backend=chip),
+    }[where]
+    with pytest.raises(ValueError, match=message):
+        jax.jit(model.init)(jax.random.key(0), inputs, UNTIL)

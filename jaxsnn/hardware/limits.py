@@ -67,7 +67,8 @@ class Limits:
     ) -> None:
         """Raises for a network that the device cannot run, before any work.
 
-        Learned values are not known in a compiled function and are not checked there.
+        Learned values are not known in a compiled function: there, time constants that
+        are learned are not checked, and delays that are learned are refused.
 
         Args:
           populations: the network.
@@ -159,9 +160,14 @@ class Limits:
                 )
 
     def _check_delay(self, where: str, delay: Time, time_scale: float) -> None:
-        value = _known(delay)
-        if self.delays or value is None:
+        if self.delays:
             return
+        value = _known(delay)
+        if value is None:
+            raise ValueError(
+                f"{where} has learned delays, and the device cannot delay spikes. Leave"
+                " the delays out."
+            )
         there = value * time_scale
         if np.any((there != 0) & ~np.isclose(there, self.latency, rtol=1e-3)):
             worst = float(np.max(there))

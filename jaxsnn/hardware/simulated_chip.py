@@ -18,7 +18,7 @@ from jaxsnn.dynamics import Neuron, Time
 from jaxsnn.hardware.limits import BRAINSCALES2, quantize, saturation
 from jaxsnn.readout import Trace
 from jaxsnn.record import Recurrent
-from jaxsnn.recurrent import simulate_recurrent
+from jaxsnn.recurrent import quicker_way, simulate_recurrent
 from jaxsnn.simulate import simulate
 from jaxsnn.spikes import NO_TIME, Spikes, _traced, argsort_times, concatenate
 
@@ -349,9 +349,7 @@ class SimulatedChip:
         if own:
             wait = self.latency / self.time_scale
             recurrent = Recurrent(sum(own[1:], own[0]), jnp.asarray(wait, dtype))
-            tau_mem = population.neuron.tau_mem
-            slow = tau_mem if isinstance(tau_mem, int | float) else 0.0
-            by = "window" if wait and wait >= 0.01 * slow else "event"
+            by = quicker_way("auto", wait, [population.neuron.tau_mem])
             record = simulate_recurrent(
                 neuron, kernel, given, recurrent, by=by, **limits
             )

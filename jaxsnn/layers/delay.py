@@ -4,9 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
-from jaxsnn.dynamics import Time
+from jaxsnn.dynamics import Parameter, Time
 from jaxsnn.layers.parameters import (
     Value,
     check_delay,
@@ -82,7 +81,8 @@ class Delay(nn.Module):
         """
         self.check_inputs(inputs)
         check_until(until)
-        delayed = inputs.delayed(self.delays(inputs.size))
+        delays = jnp.broadcast_to(self.delays(inputs.size), (inputs.size,))
+        delayed = inputs.delayed(delays)
         # It also stops gradients where there is no spike, such as NaN from inf.
         arrived = delayed.window(-NO_TIME, until)
         if self.is_mutable_collection("events") and not self.is_initializing():
@@ -92,10 +92,9 @@ class Delay(nn.Module):
         self.sow("intermediates", "spikes", arrived)
         return arrived
 
-    def delays(self, size: int) -> Array:
-        """Delays of that many sources in seconds, ``[size]``."""
-        delay = positive(self, "delay", self.delay, (size,))
-        return jnp.broadcast_to(delay, (size,))
+    def delays(self, size: int) -> Parameter:
+        """Delays of that many sources in seconds: a number, or an array that fits."""
+        return positive(self, "delay", self.delay, (size,))
 
     def check_inputs(self, inputs: Spikes) -> None:
         """Raises if the inputs are no spikes, or a run is to be continued."""

@@ -6,12 +6,12 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from jaxsnn import backend as device
 from jaxsnn.backend import (
     Backend,
     GradientMethod,
@@ -19,10 +19,10 @@ from jaxsnn.backend import (
     Projection,
     straight_through,
 )
-from jaxsnn.dynamics import Neuron, Time
+from jaxsnn.backend import Population as DevicePopulation
+from jaxsnn.dynamics import Neuron, Parameter, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
-from jaxsnn.layers.lif import at_limit, device_key
 from jaxsnn.layers.parameters import (
     Value,
     check_delay,
@@ -32,11 +32,11 @@ from jaxsnn.layers.parameters import (
     neuron_of,
     param,
     positive,
-    quicker_way,
     shortest_delay,
 )
-from jaxsnn.record import Recurrent, start_of_run, unexplained
-from jaxsnn.recurrent import find_spikes
+from jaxsnn.layers.run import Found, at_limit, device_key, spikes_of
+from jaxsnn.record import Recurrent, start_of_run
+from jaxsnn.recurrent import quicker_way
 from jaxsnn.spikes import NO_TIME, Spikes, concatenate
 
 INPUT = "input"
@@ -218,48 +218,60 @@ class Graph(nn.Module):
             there = self.backend(network, spikes[INPUT], until, key)
             observed = dict(zip(self.populations, there, strict=True))
         for group in self.order():
-            times, without = self._run(group, spikes, until, observed)
+            all_found = self._run(group, spikes, until, observed)
             start = 0
             for name in group:
                 features = self.populations[name].features
                 part = slice(start, start + features)
-                own = times[:, part]
+                found = jax.tree.map(lambda x, part=part: x[:, part], all_found)
                 start += features
-                spikes[name] = Spikes.from_times(own)
+                spikes[name] = Spikes.from_times(found.times)
+                if found.mismatch is not None:
+                    self._report("mismatch", name, found.mismatch._asdict(), batch)
                 if self.is_mutable_collection("events") and not self.is_initializing():
-                    count = jnp.sum(own < NO_TIME, axis=-1, dtype=jnp.int32)
-                    counters = {"count": count.reshape(*batch, features)}
+                    fired = found.times < NO_TIME
+                    counters = {"count": jnp.sum(fired, axis=-1, dtype=jnp.int32)}
                     if self._inside(group):
-                        counters["at_limit"] = at_limit(own).reshape(*batch)
+                        counters["at_limit"] = at_limit(found.times)
                     if observed:
+                        counters["unexplained"] = found.without.sum(axis=-1)
                         counters |= observed[name].counters
-                        of_each = without[:, part].sum(axis=-1)
-                        counters["unexplained"] = of_each.reshape(*batch)
-                    report: Any = self.variable("events", name, dict)
-                    report.value = counters
+                    self._report("events", name, counters, batch)
         if self.backend is not None and self.is_initializing():
             self.backend.check(self._network(inputs.size), until)
-        found = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
-        self.sow("intermediates", "spikes", found)
-        return found[self.outputs] if isinstance(self.outputs, str) else found
+        outputs = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
+        self.sow("intermediates", "spikes", outputs)
+        return outputs[self.outputs] if isinstance(self.outputs, str) else outputs
 
-    def _network(self, size: int) -> list[device.Population]:
+    def _report(
+        self,
+        collection: str,
+        name: str,
+        values: Mapping[str, Array],
+        batch: tuple[int, ...],
+    ) -> None:
+        report: Any = self.variable(collection, name, dict)
+        report.value = {
+            key: x.reshape(*batch, *x.shape[1:]) for key, x in values.items()
+        }
+
+    def _network(self, size: int) -> list[DevicePopulation]:
         """The populations as a device sees them; `size` is that of the inputs."""
         sizes = {INPUT: size, **{n: p.features for n, p in self.populations.items()}}
         number = {name: k for k, name in enumerate(sizes)}
+        loop = {name: k for k, group in enumerate(self.order()) for name in group}
         found = []
         for name, population in self.populations.items():
             projections = []
             for c in self._into(name):
-                shape = sizes[c.source], sizes[name]
-                delay = self._delay(c, shape)
-                projection = Projection(
-                    number[c.source], self._kernel(c, *shape), delay
-                )
-                projections.append(projection)
+                rows, columns = sizes[c.source], sizes[name]
+                kernel = self._kernel(c, rows, columns)
+                inside = loop.get(c.source) == loop[name]
+                delay = self._given_delay(c, (rows, columns if inside else 1))
+                projections.append(Projection(number[c.source], kernel, delay))
             neuron, limit = self._neuron(name), population.max_spikes
             found.append(
-                device.Population(name, sizes[name], neuron, limit, tuple(projections))
+                DevicePopulation(name, sizes[name], neuron, limit, tuple(projections))
             )
         return found
 
@@ -272,8 +284,8 @@ class Graph(nn.Module):
         spikes: Mapping[str, Spikes],
         until: Time,
         observed: Mapping[str, Observation],
-    ) -> tuple[Array, Array]:
-        """Spike times of a group and, for each neuron, how many are unexplained."""
+    ) -> Found:
+        """What is known of the spikes of a group."""
         sizes = {name: self.populations[name].features for name in group}
         neuron = _joined([self._neuron(name) for name in group], list(sizes.values()))
         outside = [
@@ -299,10 +311,9 @@ class Graph(nn.Module):
         max_spikes = self.populations[group[0]].max_spikes
         there = [observed[name].times for name in group if observed]
         times = jnp.concatenate(there, axis=1) if there else None
-        given = neuron, kernel, inputs, start
-        record = find_spikes(*given, recurrent, max_spikes, until, by, times)
-        own = () if recurrent is None else (recurrent,)
-        return self.gradient(*given, record, *own), unexplained(record)
+        given = neuron, kernel, inputs, start, recurrent
+        compare = self.is_mutable_collection("mismatch")
+        return spikes_of(self.gradient, given, (max_spikes, until, by), times, compare)
 
     def _recurrent(
         self, sizes: Mapping[str, int], observed: Mapping[str, Observation]
@@ -388,9 +399,12 @@ class Graph(nn.Module):
             )
         return spikes.delayed(self._delay(connection, (spikes.size, 1))[:, 0])
 
+    def _given_delay(self, connection: Connection, shape: tuple[int, int]) -> Parameter:
+        """A number, or an array that fits the shape."""
+        return positive(self, f"{connection.name}_delay", connection.delay, shape)
+
     def _delay(self, connection: Connection, shape: tuple[int, int]) -> Array:
-        name = f"{connection.name}_delay"
-        value = positive(self, name, connection.delay, shape)
+        value = self._given_delay(connection, shape)
         return jnp.broadcast_to(jnp.asarray(value, self.param_dtype), shape)
 
     def _kernel(

@@ -1,13 +1,12 @@
 """The leaky integrate-and-fire layer."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
 from jaxsnn.backend import (
     Backend,
@@ -17,7 +16,7 @@ from jaxsnn.backend import (
     Projection,
     straight_through,
 )
-from jaxsnn.dynamics import Neuron, Time
+from jaxsnn.dynamics import Neuron, Parameter, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
@@ -33,19 +32,11 @@ from jaxsnn.layers.parameters import (
     neuron_of,
     param,
     positive,
-    quicker_way,
     shortest_delay,
 )
-from jaxsnn.record import (
-    Mismatch,
-    Recurrent,
-    State,
-    mismatch,
-    start_of_run,
-    state_after,
-    unexplained,
-)
-from jaxsnn.recurrent import find_spikes
+from jaxsnn.layers.run import Found, at_limit, device_key, spikes_of
+from jaxsnn.record import Recurrent, State, start_of_run, state_after
+from jaxsnn.recurrent import quicker_way
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, _traced
 
 
@@ -257,13 +248,14 @@ class LIF(nn.Module):
             inputs, kernel = self._by_synapse(inputs, kernel, delay)
             delay = None
         if delay is None:
-            times, without, difference = self._run(
+            found = self._run(
                 neuron, kernel, inputs, opening, recurrent, until, observed
             )
         else:
-            times, without, difference = self._one_by_one(
+            found = self._one_by_one(
                 neuron, kernel, inputs.delayed(delay.T), opening, until, observed
             )
+        times, without, difference = found
         spikes, dropped = Spikes.from_times(times).keep(
             self.features * self.max_spikes if self.slots is None else self.slots
         )
@@ -271,7 +263,7 @@ class LIF(nn.Module):
         if recurrent is not None:
             counters["at_limit"] = at_limit(times)
         if observation is not None:
-            counters |= {"unexplained": without, **observation.counters}
+            counters |= {"unexplained": without.sum(-1), **observation.counters}
 
         if difference is not None:
             for name, value in difference._asdict().items():
@@ -292,10 +284,12 @@ class LIF(nn.Module):
     def population(self, source: int = 0) -> Population:
         """The layer as a device sees it, behind the population of that number."""
         kernel: Any = nn.meta.unbox(self.get_variable("params", "kernel"))
-        delay, recurrent = self._delay(kernel.shape[0]), self._recurrent()
-        projections = [Projection(source, kernel, 0.0 if delay is None else delay)]
-        if recurrent is not None:
-            projections.append(Projection(source + 1, *recurrent))
+        delay = 0.0 if self.delay is None else self._delays("delay", *kernel.shape)
+        projections = [Projection(source, kernel, delay)]
+        if self.recurrent:
+            delay = self._delays("recurrent_delay", self.features, self.features)
+            own = Projection(source + 1, self._recurrent_kernel(), delay)
+            projections.append(own)
         return Population(
             self.name or "LIF",
             self.features,
@@ -310,25 +304,14 @@ class LIF(nn.Module):
 
     def _run(
         self, neuron, kernel, inputs, opening, recurrent, until, observed
-    ) -> tuple[Array, Array, Mismatch | None]:
-        """Spike times with their gradient, how many have none, what was expected."""
+    ) -> Found:
         by = quicker_way(self.recurrent_by, self._shortest, [self.tau_mem])
         given = neuron, kernel, inputs, opening, recurrent
-        find = functools.partial(find_spikes, *given, self.max_spikes, until, by)
-        record = find(observed)
-        without = unexplained(record).sum(axis=-1)
-        # A method that knows no recurrence does for all other layers.
-        own = () if recurrent is None else (recurrent,)
-        times = self.gradient(neuron, kernel, inputs, opening, record, *own)
-        if observed is None or not self.is_mutable_collection("mismatch"):
-            return times, without, None
-        fixed = lax.stop_gradient(given[:-1])
-        difference = mismatch(*fixed, find(None).times, record, recurrent)
-        return times, without, difference
+        compare = self.is_mutable_collection("mismatch")
+        limits = self.max_spikes, until, by
+        return spikes_of(self.gradient, given, limits, observed, compare)
 
-    def _one_by_one(
-        self, neuron, kernel, inputs, opening, until, observed
-    ) -> tuple[Array, Array, Mismatch | None]:
+    def _one_by_one(self, neuron, kernel, inputs, opening, until, observed) -> Found:
         """As `_run`, for inputs ``[neurons, batch, n]`` of each neuron alone."""
         neuron = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.features,)), neuron)
         if opening is not None:
@@ -342,13 +325,10 @@ class LIF(nn.Module):
 
         def one(neuron, weights, inputs, opening, observed):
             given = neuron, weights[:, None], inputs, opening, None
-            times, without, difference = self._run(*given, until, observed)
-            times, difference = jax.tree.map(lambda x: x[:, 0], (times, difference))
-            return times, without, difference
+            return jax.tree.map(lambda x: x[:, 0], self._run(*given, until, observed))
 
-        run = jax.vmap(one, out_axes=(1, 0, 1))
-        found = run(neuron, kernel.T, inputs, opening, observed)
-        return found[0], found[1].sum(axis=0), found[2]
+        run = jax.vmap(one, out_axes=1)
+        return run(neuron, kernel.T, inputs, opening, observed)
 
     @staticmethod
     def _by_synapse(inputs, kernel, delay) -> tuple[Spikes, Array]:
@@ -366,21 +346,28 @@ class LIF(nn.Module):
             -1, features
         )
 
+    def _delays(self, name: str, rows: int, columns: int) -> Parameter:
+        """The delays of that name: a number, or an array that fits these synapses."""
+        return positive(self, name, getattr(self, name), (rows, columns))
+
     def _delay(self, size: int) -> Array | None:
         """Delays of the inputs, ``[size, features]``; None for none."""
         if self.delay is None:
             return None
         shape = (size, self.features)
-        return jnp.broadcast_to(positive(self, "delay", self.delay, shape), shape)
+        return jnp.broadcast_to(self._delays("delay", *shape), shape)
 
     def _recurrent(self) -> Recurrent | None:
         """Connections of the layer with itself; None for none."""
         if not self.recurrent:
             return None
-        shape = (self.features, self.features)
-        kernel = param(self, "recurrent_kernel", self.recurrent_init, shape)
-        delay = positive(self, "recurrent_delay", self.recurrent_delay, shape)
+        kernel = self._recurrent_kernel()
+        delay = self._delays("recurrent_delay", *kernel.shape)
         return Recurrent(kernel, jnp.asarray(delay, kernel.dtype))
+
+    def _recurrent_kernel(self) -> Array:
+        shape = (self.features, self.features)
+        return param(self, "recurrent_kernel", self.recurrent_init, shape)
 
     @property
     def _shortest(self) -> float | None:
@@ -426,13 +413,3 @@ class LIF(nn.Module):
     @property
     def _label(self) -> str:
         return label(self)
-
-
-def at_limit(times: Array) -> Array:
-    """How many neurons fired as often as they may, which may have ended a cascade."""
-    return jnp.sum(times[..., -1] < NO_TIME, axis=-1, dtype=jnp.int32)
-
-
-def device_key(module: nn.Module) -> Array | None:
-    """Randomness for one run of a device: the rng stream ``hardware``, if given."""
-    return module.make_rng("hardware") if module.has_rng("hardware") else None

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from flax import linen as nn
 
-from jaxsnn.backend import Backend, Population
+from jaxsnn.backend import Backend, Observation, Population
 from jaxsnn.dynamics import Time
 from jaxsnn.layers.delay import Delay
 from jaxsnn.layers.li import LI
-from jaxsnn.layers.lif import LIF, device_key
+from jaxsnn.layers.lif import LIF
 from jaxsnn.layers.parameters import check_inputs, label
+from jaxsnn.layers.run import device_key
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes
 
@@ -58,44 +60,36 @@ class Network(nn.Module):
             raise ValueError("Network has no layers.")
         self._check_layers()
         check_inputs(self.layers[0], inputs)  # No method: nn.tabulate lists calls.
-        observations: Sequence = [None] * len(self.layers)
+        observed: dict[int, Observation] = {}
         if self.backend is not None and not self.is_initializing():
-            populations = self._populations(self.backend, inputs.size)
-            flat = inputs.reshape_batch(-1)
-            found = self.backend(populations, flat, until, device_key(self))
-            there = iter(found)
-            observations = [
-                next(there) if self._runs(self.backend, layer) else None
-                for layer in self.layers
-            ]
+            network = self._network(self.backend, inputs.size)
+            flat, key = inputs.reshape_batch(-1), device_key(self)
+            found = self.backend(list(network.values()), flat, until, key)
+            observed = dict(zip(network, found, strict=True))
         spikes: Any = inputs
-        for layer, observation in zip(self.layers, observations, strict=True):
-            observed = {} if observation is None else {"observation": observation}
-            spikes = layer(spikes, until=until, **observed)
+        for k, layer in enumerate(self.layers):
+            seen = {"observation": observed[k]} if k in observed else {}
+            spikes = layer(spikes, until=until, **seen)
         if self.backend is not None and self.is_initializing():
-            self.backend.check(self._populations(self.backend, inputs.size), until)
+            network = self._network(self.backend, inputs.size)
+            self.backend.check(list(network.values()), until)
         return spikes
 
-    def _populations(self, backend: Backend, size: int) -> list[Population]:
-        """The layers that the device runs, as it sees them; `size` is of the inputs."""
-        populations: list[Population] = []
+    def _network(self, backend: Backend, size: int) -> dict[int, Population]:
+        """The layers that the device runs, by place; `size` is of the inputs."""
+        network: dict[int, Population] = {}
         wait: Any = 0.0
-        for layer in self.layers:
+        for k, layer in enumerate(self.layers):
             if isinstance(layer, Delay):
-                wait = wait + layer.delays(size)[:, None]
-            elif not isinstance(layer, Delay) and self._runs(backend, layer):
-                population = layer.population(len(populations))
+                delay: Any = layer.delays(size)
+                wait = wait + (delay[:, None] if np.ndim(delay) else delay)
+            elif isinstance(layer, LIF) or backend.samples:
+                population = layer.population(len(network))
                 first, *own = population.projections
                 first = first._replace(delay=first.delay + wait)
-                population = population._replace(projections=(first, *own))
-                populations.append(population)
+                network[k] = population._replace(projections=(first, *own))
                 size, wait = layer.features, 0.0
-        return populations
-
-    @staticmethod
-    def _runs(backend: Backend, layer: LIF | LI | Delay) -> bool:
-        """Whether a device runs a layer as neurons of its own."""
-        return isinstance(layer, LIF) or (isinstance(layer, LI) and backend.samples)
+        return network
 
     def _check_layers(self) -> None:
         """Raises if a network with an `LI` or a `Delay` is to continue from a state."""

@@ -205,7 +205,10 @@ def _check_first(
 def constant(
     module: nn.Module, name: str, value: Any, shape: tuple[int, ...]
 ) -> Parameter:
-    """A number as it is; an array of the right shape."""
+    """A number as it is; an array of the right shape, in NumPy if it is known.
+
+    What NumPy has, devices can check, in a compiled function as well.
+    """
     if isinstance(value, int | float | np.number):
         return float(value)
     array = np.asarray(value, float) if isinstance(value, tuple | list) else value
@@ -216,7 +219,8 @@ def constant(
             f"{type(module).__name__}.{name} is {value!r}, expected a number, an"
             f" initializer, or an array that fits {shape}."
         )
-    return jnp.asarray(array, getattr(module, "param_dtype", jnp.float32))
+    library = jnp if _traced(array) else np
+    return library.asarray(array, getattr(module, "param_dtype", jnp.float32))
 
 
 def neuron_of(module: Any) -> Neuron:
@@ -294,14 +298,6 @@ def shortest_delay(delays: Iterable[Value]) -> float | None:
             return None
         shortest = min(shortest, float(value.min()))
     return shortest if shortest > 0 else None
-
-
-def quicker_way(by: str, shortest: float | None, tau_mem: Iterable[Value]) -> str:
-    """What ``"auto"`` stands for: windows, unless they would be very many."""
-    if by != "auto":
-        return by
-    longest = max((x for x in tau_mem if isinstance(x, int | float)), default=0.0)
-    return "window" if shortest and shortest >= 0.01 * longest else "event"
 
 
 def check_whole(name: str, value: Any) -> None:
