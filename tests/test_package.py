@@ -23,12 +23,6 @@ assert not jax._src.xla_bridge._backends, "importing started a JAX backend"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_example_of_the_readme_runs():
-    readme = (ROOT / "README.md").read_text()
-    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
-    exec(compile(example, "README.md", "exec"), {})
-
-
 def test_every_file_that_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text()
     named = set(
