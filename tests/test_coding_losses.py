@@ -14,6 +14,7 @@ from jaxsnn.coding import (
     encode_recordings,
     encode_regular,
     first_spike_times,
+    perturb,
     repeat,
     spike_counts,
 )
@@ -393,3 +394,48 @@ def test_van_rossum_is_the_integral_of_the_filtered_difference(x64):
     assert losses.van_rossum(times, times, tau=tau) == 0
     back = losses.van_rossum(jnp.asarray(targets), times, tau=tau)
     np.testing.assert_allclose(back, distance(times), rtol=1e-12)
+
+
+def by_events(spikes):
+    return Spikes.from_events(spikes.time, spikes.index, spikes.size)
+
+
+@pytest.mark.parametrize("form", [lambda spikes: spikes, by_events])
+def test_perturbed_spikes_are_moved_and_left_out_as_often_as_stated(form):
+    times = jnp.linspace(2e-3, 9e-3, 4000).reshape(4, 1000, 1)
+    spikes = form(Spikes.from_times(jnp.where(times < 8e-3, times, jnp.inf)))
+    noisy = perturb(spikes, jax.random.key(1), jitter=0.1e-3, loss=0.2)
+    assert (noisy.time[:, 1:] >= noisy.time[:, :-1]).all()
+    before, after = spikes.first(), noisy.first()
+    there, left = np.isfinite(before), np.isfinite(after)
+    assert not (left & ~there).any()  # Nothing comes of an empty slot.
+    n = there.sum()
+    lost = n - left.sum()
+    assert abs(lost - 0.2 * n) < 4 * np.sqrt(0.2 * 0.8 * n)
+    moved = np.asarray(after - before)[left] / 0.1e-3
+    assert abs(moved.mean()) < 4 / np.sqrt(n)
+    assert abs(moved.std() - 1) < 4 / np.sqrt(2 * n)
+    # Some would come before time 0.
+    early = perturb(spikes, jax.random.key(2), jitter=10e-3)
+    assert 0.05 < np.mean(early.time == 0) < 0.5
+    assert early.time.min() == 0
+
+
+def test_perturbing_by_nothing_changes_nothing_and_is_differentiable():
+    times = jnp.array([[[3e-3], [1e-3]]])
+    same = perturb(Spikes.from_times(times), jax.random.key(0))
+    np.testing.assert_array_equal(same.first(), times[..., 0])
+
+    def total(times):
+        noisy = perturb(Spikes.from_times(times), jax.random.key(0), jitter=1e-4)
+        return jnp.sum(noisy.first())
+
+    np.testing.assert_allclose(jax.grad(total)(times), 1.0)
+
+
+def test_bad_perturbations_are_refused():
+    spikes = Spikes.from_times(jnp.ones((1, 1)))
+    with pytest.raises(ValueError, match="jitter is -1"):
+        perturb(spikes, jax.random.key(0), jitter=-1)
+    with pytest.raises(ValueError, match=r"loss is 1\.5"):
+        perturb(spikes, jax.random.key(0), loss=1.5)

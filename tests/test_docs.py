@@ -24,6 +24,13 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
         exec(compile(block, page.name, "exec"), names)
 
 
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "docs/tutorials").glob("*.py")), ids=lambda p: p.stem
+)
+def test_a_tutorial_runs(script):
+    exec(compile(script.read_text(), script.name, "exec"), {})
+
+
 def test_every_page_is_in_the_contents():
     contents = "\n".join(
         re.findall(
