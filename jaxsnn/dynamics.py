@@ -166,10 +166,24 @@ def psp(neuron: Neuron, dt: Time) -> Array:
     return -gain * jnp.exp(-dt / slow) * jnp.expm1(-dt * ((slow - fast) / slow / fast))
 
 
+@jax.custom_jvp
 def _mean_decay(x: Array) -> Array:
     r"""Mean of :math:`e^{-s}` over :math:`s \in [0, x]`, with all its derivatives."""
+    x = jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+    return -jnp.expm1(-x) / x
+
+
+@_mean_decay.defjvp
+def _mean_decay_jvp(primals, tangents):
+    return _mean_decay(*primals), jax.jvp(_smooth_mean_decay, primals, tangents)[1]
+
+
+def _smooth_mean_decay(x: Array) -> Array:
+    """As `_mean_decay`, in a form that can be differentiated, and costs twice as much.
+
+    The quotient's derivative cancels for small x; there, the Taylor series.
+    """
     small = x < 0.5
-    # The quotient's derivative cancels for small x; there, the Taylor series.
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
     series = jnp.ones_like(x)
     for n in range(16, 1, -1):
