@@ -18,6 +18,7 @@ from configs import (
     yinyang_grid,
     yinyang_mot,
     yinyang_recurrent,
+    yinyang_sweep,
 )
 from jaxsnn import Spikes, losses, readout
 from jaxsnn.analytic import analytic
@@ -46,6 +47,23 @@ def test_the_configs_change_one_thing():
     assert create_experiment(yinyang.get_config()).model.backend is None
     chip = create_experiment(yinyang_chip.get_config()).model.backend
     assert isinstance(chip, SimulatedChip)
+
+
+def test_a_sweep_has_every_point_of_its_grid_once():
+    grid = yinyang_sweep.GRID
+    points = [
+        yinyang_sweep.get_config(str(n)) for n in range(len(yinyang_sweep.POINTS))
+    ]
+    found = {(point.learning_rate, point.loss.tau) for point in points}
+    assert found == {(x, y) for x in grid["learning_rate"] for y in grid["loss.tau"]}
+    assert len(points) == len(found)
+    rest = yinyang.get_config()
+    for point in points:
+        point.learning_rate, point.loss.tau = rest.learning_rate, rest.loss.tau
+        assert point.to_dict() == rest.to_dict()
+    for wrong in (None, "smoke", str(len(points))):
+        with pytest.raises(ValueError, match="a number from 0 to 8"):
+            yinyang_sweep.get_config(wrong)
 
 
 @pytest.mark.parametrize(
