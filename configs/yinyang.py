@@ -20,10 +20,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         raise ValueError(f"configs/yinyang.py has no variant {arg!r}, only 'smoke'.")
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.ensemble = 1  # Seeds that train together: `seed`, `seed + 1`, ...
     config.num_epochs = 2 if arg == "smoke" else 150
     config.batch_size = 50
     config.learning_rate = 1e-2  # Decays to 0 along a cosine.
     config.clip_norm = 0.5  # Of the gradient: grazing spikes have huge ones.
+    config.nonfinite = "stop"  # Of NaN or Inf in a step; or "skip" it, and count.
 
     config.dataset = "yin_yang"
     config.data_dir = ""  # Where tfds keeps it; empty: TFDS_DATA_DIR or its default.
@@ -86,8 +88,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.loss.early = 3e-3  # Weight of the penalty on late spikes.
     config.loss.bump = 3e-2  # Weight of the lift of silent neurons; see losses.
 
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = 1  # Devices of each process that share the work; -1: all.
+    # Processes that train together; see docs/distributed.md.
+    config.distributed = ml_collections.ConfigDict()
+    # host:port of process 0; or "auto": on SLURM and in the cloud. Empty: one process.
+    config.distributed.coordinator = ""
+    config.distributed.num_processes = config_dict.placeholder(int)
+    config.distributed.process_id = config_dict.placeholder(int)
+    config.distributed.timeout = 60  # s without a sign of life: a process is lost.
+
     config.log_every_epochs = 1
-    config.checkpoint_every_epochs = 10
+    # Pictures for TensorBoard, which take some seconds each time; None: none.
+    config.plot_every_epochs = config_dict.placeholder(int)
+    config.checkpoint_every_epochs = 10  # Or later: saving may take 3 % of the time.
     config.keep_checkpoints = 3
     config.eval_split = "test"
     return config

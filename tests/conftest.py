@@ -6,7 +6,11 @@ import os
 # the time. `.ci/run` also runs train.py as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import collections
 import logging
+import pathlib
+import shlex
+import sys
 
 import jax
 import pytest
@@ -25,3 +29,66 @@ def logger():
     library = logging.getLogger("jaxsnn")
     library.handlers, library.propagate = [], True
     library.setLevel(logging.NOTSET)
+
+
+# The table of faults; `pytest --fault-table=docs/faults.md` writes it
+
+
+@pytest.fixture
+def tried(record_property):
+    """Records a row: a kind of fault, how often it was tried, what came of it."""
+    return lambda kind, tries, result: record_property("fault", (kind, tries, result))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fault-table", metavar="FILE", help="try all faults, write the table in FILE"
+    )
+
+
+def pytest_configure(config):
+    path = config.getoption("--fault-table")
+    if path:
+        config.option.markexpr = ""  # Of the slow tests as well.
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(FaultTable(pathlib.Path(path)))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fault-table"):
+        items[:] = [i for i in items if "tried" in getattr(i, "fixturenames", ())]
+
+
+class FaultTable:
+    """Gathers the rows of tests that passed, and replaces a part of a document."""
+
+    BEGIN, END = "<!-- the tests write from here -->", "<!-- to here -->"
+
+    def __init__(self, path):
+        self.path, self.rows = path, {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.rows[report.location[1:]] = [
+                value for name, value in report.user_properties if name == "fault"
+            ]
+
+    def pytest_sessionfinish(self, exitstatus):
+        if exitstatus:
+            return
+        tries = collections.Counter()
+        for _, rows in sorted(self.rows.items()):
+            for kind, count, result in rows:
+                tries[kind, result] += count
+        command = shlex.join(["pytest", *sys.argv[1:]])
+        lines = [
+            f"{sum(tries.values())} faults, by `{command}`:",
+            "",
+            "| fault | tries | result |",
+            "|---|---|---|",
+            *(f"| {kind} | {n} | {result} |" for (kind, result), n in tries.items()),
+        ]
+        head, _, rest = self.path.read_text().partition(self.BEGIN)
+        _, _, tail = rest.partition(self.END)
+        parts = [head + self.BEGIN, *lines, self.END + tail]
+        self.path.write_text("\n".join(parts))

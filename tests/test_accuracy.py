@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import yinyang
-from jaxsnn.training import create_train_state
+from jaxsnn.training import create_train_state, figures
 from jaxsnn.training.experiment import create_experiment
 from jaxsnn.training.steps import evaluate_split, train_epoch
 
@@ -47,7 +47,7 @@ def test_an_ensemble_of_seeds_is_its_members():
         state = create_train_state(parts, tx, init_key, data["features"][:1])
         state, metrics, steps = train_epoch(state, data, train_key, batch_size=10)
         found = evaluate_split(state, data, eval_key, batch_size=10)
-        return state.params, metrics.loss.compute(), steps["loss"], found.loss.compute()
+        return state.params, metrics.loss.compute(), steps.loss, found.loss.compute()
 
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     together = jax.jit(jax.vmap(train))(keys)
@@ -96,7 +96,7 @@ def test_the_table_is_what_the_runs_found(trained):
     assert results[0]["accuracy"] != results[1]["accuracy"]
     assert "map" not in results[1]
     assert set(results[0]["map"]) <= set("-012")
-    assert len(results[0]["map"]) == accuracy.MAP_SIZE**2
+    assert len(results[0]["map"]) == figures.MAP_SIZE**2
     table = (directory / "table.md").read_text()
     mean, half = sum(tests) / 2, abs(tests[0] - tests[1]) / 2
     assert f"**{mean:.2f}** ± {2**0.5 * half:.2f} (2)" in table
@@ -157,10 +157,3 @@ def test_a_median_over_runs_that_never_got_there():
     assert accuracy._seconds([3.0, None, 1.0]) == "3 s"
     assert accuracy._seconds([3.0, None, None]) == ""
     assert accuracy._seconds([None]) == ""
-
-
-def test_the_point_of_a_map_is_where_it_is_drawn():
-    points = accuracy._points().reshape(accuracy.MAP_SIZE, accuracy.MAP_SIZE, 2)
-    assert points[0, -1, 0] > 0.99 > 0.01 > points[0, -1, 1]
-    inside = accuracy._in_disc().mean()
-    assert inside == pytest.approx(np.pi / 4, abs=0.01)

@@ -1,18 +1,14 @@
-"""`train.py` as a program: flags, exit codes, and what a kill leaves behind."""
+"""`train.py` as a program: flags, exit codes, messages."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import test_training
-from test_training import make_config, stand_in  # noqa: F401 - a fixture
-
-from jaxsnn import training
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,38 +55,6 @@ def test_workdir_is_derived_from_the_config(tmp_path):
         done.stderr
     )
     assert "Traceback" not in done.stderr
-
-
-def test_killed_run_continues_bit_by_bit(tmp_path):
-    command = [
-        f"--config={ROOT}/configs/yinyang.py",
-        "--config.num_epochs=5",
-        "--config.batch_size=16",
-        "--config.learning_rate=5e-3",
-        "--config.model.hidden=100",
-        "--config.checkpoint_every_epochs=1",
-        "--config.log_every_epochs=2",
-    ]
-    for kill, code in [
-        # While Orbax writes the checkpoint in its threads.
-        ("save:12:9", -signal.SIGKILL),
-        ("write_scalars:16:15", 128 + signal.SIGTERM),
-        ("", 0),
-    ]:
-        done = start(
-            *command, cwd=tmp_path, program="tests/training_dummy.py", KILL=kill
-        )
-        assert done.returncode == code, done.stderr
-        assert done.stderr == ""
-    assert "continuing from step 16 (epoch 4)" in done.stdout
-    assert "done: test accuracy" in done.stdout
-
-    killed = tmp_path / "runs" / "yinyang"
-    state = training.train_and_evaluate(make_config(), killed)
-    expected = training.train_and_evaluate(make_config(), tmp_path / "other")
-    test_training.assert_identical(state, expected)
-    assert test_training.rows(killed) == test_training.rows(tmp_path / "other")
-    assert test_training.tensorboard_steps(killed, "train/loss") == [8, 16, 20]
 
 
 def test_yinyang_is_trained_in_software_then_on_the_simulated_chip(tmp_path):

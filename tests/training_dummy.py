@@ -1,15 +1,13 @@
 """A stand-in for an experiment and its data, small enough to compile in a moment.
 
-Run as a program it is `train.py` on this stand-in; `KILL=function:step:signal` in the
-environment sends itself that signal at the end of a function of the training loop.
-With `--config.hardware=bench` it is another one, on a device that is a stand-in, too;
-`FAULT=run` makes that fail.
+Run as a program it is `train.py` on this stand-in. With `--config.hardware=bench` it is
+another one, on a device that is a stand-in, too; `FAULT=run` in the environment makes
+that fail.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import runpy
 import sys
@@ -26,11 +24,11 @@ import numpy as np
 import optax
 import oracles
 
-from jaxsnn import Spikes
+from jaxsnn import Spikes, datasets
 from jaxsnn.backend import Population, Projection, straight_through
 from jaxsnn.dynamics import Neuron
 from jaxsnn.hardware import HostBackend, Limits, LinkError, Observed
-from jaxsnn.training import TrainState, hardware
+from jaxsnn.training import TrainState, experiment, hardware
 
 SIZES = {"train": 70, "validation": 25, "test": 33}
 
@@ -73,6 +71,7 @@ class Experiment:
     predict: Callable[..., jax.Array]
     optimizer: Callable[..., Any]
     read: Callable[..., Any] = lambda outputs: outputs
+    clip_norm: float = float("inf")
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -213,33 +212,16 @@ def make_state(**fields: Any) -> TrainState:
     return state.replace(step=jnp.zeros((), jnp.int32))
 
 
-def main() -> None:
-    from jaxsnn import datasets
-    from jaxsnn.training import checkpoint, experiment, writers
-
+def set_up() -> None:
+    """Puts the stand-ins in their places."""
     on_device = "--config.hardware=bench" in sys.argv
     experiment.create_experiment = device_experiment if on_device else create_experiment
     faults = {int(os.environ["FAULT"]): error} if os.environ.get("FAULT") else {}
     hardware.HARDWARE["bench"] = lambda config: Bench(scale=5.0, faults=faults)
     datasets.load = load
-    if os.environ.get("KILL"):
-        name, step, signum = os.environ["KILL"].split(":")
-        owner = {
-            "save": checkpoint.Checkpoints,
-            "write_scalars": writers.MetricWriter,
-        }[name]
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def killing(self, first, *args):
-            original(self, first, *args)
-            if int(getattr(first, "step", first)) == int(step):
-                os.kill(os.getpid(), int(signum))
-
-        setattr(owner, name, killing)
-    train = Path(__file__).parent.parent / "train.py"
-    runpy.run_path(str(train), run_name="__main__")
 
 
 if __name__ == "__main__":
-    main()
+    set_up()
+    train = Path(__file__).parent.parent / "train.py"
+    runpy.run_path(str(train), run_name="__main__")

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ def load(
             )
         with _reading(root / name):
             return _read(builder, split)
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Names of the classes of a data set; none if it has no `label` with names."""
+    with tempfile.TemporaryDirectory() as nowhere:  # tfds wants a directory.
+        features = _builder(name, Path(nowhere)).info.features
+    return tuple(getattr(dict(features.items()).get("label"), "names", None) or ())
 
 
 def _builder(name: str, root: Path) -> Any:  # tfds' annotations are too narrow.

@@ -7,18 +7,20 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxsnn.training import devices
 from jaxsnn.training.errors import TrainingError
 from jaxsnn.training.steps import TrainState
 
@@ -32,17 +34,27 @@ MAY_CHANGE = frozenset(
         "checkpoint_every_epochs",
         "chip",
         "data_dir",
+        "distributed",
         "eval_split",
         "hardware",
         "keep_checkpoints",
         "log_every_epochs",
+        "mesh",
         "nest",
+        "nonfinite",
         "num_epochs",
+        "plot_every_epochs",
         "until",
     }
 )
 
+# Of the time, saving may take this much. An epoch can be shorter than a save, which is
+# some 50 ms however small the state is.
+_SHARE = 0.03
+
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Checkpoint(NamedTuple):
@@ -55,6 +67,20 @@ class Checkpoint(NamedTuple):
     """
 
     state: TrainState
+    progress: dict[str, Any]
+    config: dict[str, Any]
+
+
+class Parameters(NamedTuple):
+    """Parameters that were read back without a state.
+
+    Attributes:
+      params: arrays of NumPy.
+      progress: the values given to `Checkpoints.save`.
+      config: the config it was trained with, nested.
+    """
+
+    params: dict[str, Any]
     progress: dict[str, Any]
     config: dict[str, Any]
 
@@ -75,16 +101,33 @@ class Checkpoints:
         self.directory = workdir / "checkpoints"
         self._read_only = read_only
         self._saved: int | None = None
+        self._began, self._cost = -math.inf, 0.0  # Of the last save, in seconds.
         if read_only:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
         else:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._ended),
             )
         with _quiet():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def affordable(self) -> bool:
+        """Whether to save now keeps saving below a share of the time, 3 %.
+
+        It depends on the clock, and is the same in all processes of a run, which all
+        have to ask. The first save is affordable, and none is while one is under way.
+
+        Raises:
+          TrainingError: the last save failed.
+        """
+        with self._saving():
+            self._manager.check_for_errors()
+        due = time.perf_counter() > self._began + self._cost / _SHARE
+        return bool(devices.largest(due))
 
     def save(
         self,
@@ -107,6 +150,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self._saved:
             return
+        self._began, self._cost = time.perf_counter(), math.inf
         content = {
             **progress,
             "version": _VERSION,
@@ -125,6 +169,9 @@ class Checkpoints:
             if not self._manager.save(step, args=items):
                 raise ValueError(f"step {step} is not above those that are there")
         self._saved = step
+
+    def _ended(self) -> None:
+        self._cost = time.perf_counter() - self._began
 
     def wait(self) -> None:
         """Blocks until the last save is complete on disk.
@@ -199,14 +246,23 @@ class Checkpoints:
                 metadata = reader.metadata(self.directory / str(step) / "state")
             saved = metadata.item_metadata.tree
             self._check_same_shapes(saved["params"], state.params)
-            (device,) = jax.tree.leaves(state.params)[0].devices()
-            sharding = jax.sharding.SingleDeviceSharding(device)
-            # The rest belongs to an optimizer that may be another.
+            # Only them: the rest belongs to an optimizer that may be another.
             target = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                saved,
+                lambda x, own: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=own.sharding
+                ),
+                saved["params"],
+                state.params,
             )
-            params = self._read_state(step, target)["params"]
+            with ocp.PyTreeCheckpointer() as reader:
+                params = reader.restore(
+                    self.directory / str(step) / "state",
+                    args=ocp.args.PyTreeRestore(
+                        {"params": target},
+                        ocp.checkpoint_utils.construct_restore_args({"params": target}),
+                        partial_restore=True,
+                    ),
+                )["params"]
             _check_digest(params, progress["params_digest"])
             params = jax.tree.map(
                 lambda own, x: x.astype(own.dtype), state.params, params
@@ -215,7 +271,39 @@ class Checkpoints:
 
         return self._newest(read)
 
-    def _newest(self, read: Callable[[int], Checkpoint]) -> Checkpoint | None:
+    def read_params(self) -> Parameters | None:
+        """Reads parameters alone, of any run, as they are.
+
+        Returns:
+          They, or None where there is no checkpoint at all.
+
+        Raises:
+          TrainingError: all checkpoints are damaged.
+        """
+
+        def read(step: int) -> Parameters:
+            progress, _ = self._read_facts(step)
+            fields = self._manager.restore(
+                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+            )["config"]
+            folder = self.directory / str(step) / "state"
+            with ocp.PyTreeCheckpointer() as reader:
+                tree = reader.metadata(folder).item_metadata.tree["params"]
+                here = jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+                )
+                params = reader.restore(
+                    folder,
+                    args=ocp.args.PyTreeRestore(
+                        {"params": tree}, {"params": here}, partial_restore=True
+                    ),
+                )["params"]
+            _check_digest(params, progress["params_digest"])
+            return Parameters(params, progress, fields)
+
+        return self._newest(read)
+
+    def _newest(self, read: Callable[[int], Found]) -> Found | None:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = None
@@ -227,10 +315,7 @@ class Checkpoints:
                 except Exception as error:  # Orbax reports damage in many types.
                     reason = _one_line(error)
                     error.__traceback__ = None
-                    # Reads still under way complain when they end, and coroutines that
-                    # were never awaited when they are collected.
-                    time.sleep(0.2)
-                    gc.collect()
+                    _settle()
             if reason is None:
                 self._set_aside(damaged)
                 self._saved = step
@@ -335,14 +420,19 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # Orbax reports a full disk as ValueError.
-            raise TrainingError(
-                f"Cannot save a checkpoint in {self.directory}: {_one_line(error)}. "
-                "Those saved before are whole; the same command continues from the "
-                "newest once the cause is gone."
-            ) from error
+        with _quiet():
+            try:
+                yield
+            except Exception as error:  # Orbax reports a full disk as ValueError.
+                _settle()
+                # What is there of it would keep the disk full until the next start.
+                for part in self.directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(part, ignore_errors=True)
+                raise TrainingError(
+                    f"Cannot save a checkpoint in {self.directory}: {_one_line(error)}."
+                    " Those saved before are whole; the same command continues from the"
+                    " newest once the cause is gone."
+                ) from error
 
 
 def changes(saved: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
@@ -395,20 +485,32 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"
 
 
+def _settle() -> None:
+    """Waits for the complaints about what was given up, to be called in `_quiet`.
+
+    Reads and writes still under way complain when they end, and coroutines that were
+    never awaited when they are collected.
+    """
+    time.sleep(0.2)
+    gc.collect()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back the pages that Orbax prints about a checkpoint it cannot read.
+    """Keeps back the pages that Orbax prints about what it cannot read or write.
 
     The exception itself still reaches the caller.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    levels = [logger.level for logger in loggers]
+    hooks = sys.unraisablehook, sys.excepthook  # The threads of TensorStore use both.
     for noisy in loggers:
         noisy.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None
     try:
         yield
     finally:
         for noisy, level in zip(loggers, levels, strict=True):
             noisy.setLevel(level)
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hooks

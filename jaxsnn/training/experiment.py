@@ -68,6 +68,7 @@ class Experiment(NamedTuple):
       optimizer: steps per epoch to the optimizer and its learning rate per step.
       read: the network's outputs to the readings that `loss` and `predict` share, such
         as maxima of voltages, which are found once; by default the outputs themselves.
+      clip_norm: norm above which the optimizer clips the gradient.
     """
 
     model: Network | GridNetwork
@@ -76,6 +77,7 @@ class Experiment(NamedTuple):
     predict: Callable[[Any], Array]
     optimizer: Callable[[int], tuple[optax.GradientTransformation, Schedule]]
     read: Callable[[Any], Any] = lambda outputs: outputs
+    clip_norm: float = math.inf
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -112,7 +114,15 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         clip = optax.clip_by_global_norm(config.clip_norm)
         return optax.chain(clip, optax.adam(schedule)), schedule
 
-    return Experiment(model, encode, loss, readout.predict, optimizer, readout.read)
+    return Experiment(
+        model,
+        encode,
+        loss,
+        readout.predict,
+        optimizer,
+        readout.read,
+        config.clip_norm,
+    )
 
 
 def predict_first(times: Array) -> Array:

@@ -26,17 +26,34 @@ from clu import parameter_overview
 
 from jaxsnn import datasets
 from jaxsnn.hardware import DeviceError
-from jaxsnn.training import checkpoint, experiment, hardware, writers
+from jaxsnn.training import (
+    checkpoint,
+    devices,
+    ensemble,
+    experiment,
+    figures,
+    hardware,
+    nonfinite,
+    writers,
+)
 from jaxsnn.training.checkpoint import Checkpoints
+from jaxsnn.training.ensemble import Ensemble
 from jaxsnn.training.errors import Interrupted, NonFiniteError, TrainingError
 from jaxsnn.training.metrics import EvalMetrics, Window, to_scalars
+from jaxsnn.training.options import choose
 from jaxsnn.training.steps import (
     Batch,
+    Health,
     TrainState,
     create_train_state,
+    epoch_batches,
     evaluate_split,
+    take,
     train_epoch,
 )
+
+# What becomes of a step in which something is NaN or Inf: whether it is skipped.
+_NONFINITE = {"stop": False, "skip": True}
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +63,7 @@ class _Setup(NamedTuple):
 
     state: TrainState
     device: Any  # What finds the spikes; None for the simulation.
+    ensemble: Ensemble  # Whose state and keys these are.
     learning_rate: Callable[[int], Any]
     train: Batch
     train_key: jax.Array
@@ -79,13 +97,24 @@ def train_and_evaluate(
     began = time.perf_counter()
     directory = Path(workdir).absolute()
     with contextlib.ExitStack() as stack:
+        # First: it has a handler of SIGTERM, which ours replaces.
+        stack.enter_context(devices.connected(config))
         stop = stack.enter_context(_stop_on_signal())
         with writers.writing_to(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_only_process(directory))
+            if devices.is_first():
+                directory.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_only_process(directory))
+            devices.wait_for_all()
+            devices.check_equal(f"directory {directory}", directory.is_dir())
             checkpoints = Checkpoints(directory, config.keep_checkpoints)
-        stack.callback(checkpoints.close)
 
+        @stack.push
+        def close(kind: Any, error: BaseException | None, trace: Any) -> None:
+            # Alone it would wait for the others' part of a save.
+            if not devices.is_alone(error):
+                checkpoints.close()
+
+        figures.check(config)
         setup = _set_up(config)
         stack.enter_context(hardware.released(setup.device))
         state, window = setup.state, Window()
@@ -103,10 +132,13 @@ def train_and_evaluate(
         elif config.init_from:
             state = _pretrained(state, config)
         epoch = int(state.step) // setup.steps_per_epoch
+        devices.check_equal("newest checkpoint", epoch)
         if epoch >= config.num_epochs:
             rows = writers.read_metrics(directory)
             results = [row for row in rows if "test/accuracy" in row]
-            if results and results[-1]["step"] == state.step:
+            finished = results and results[-1]["step"] == state.step
+            devices.check_equal("metrics.jsonl", bool(finished))
+            if finished:
                 _log_result("This run is finished", results[-1], epoch)
                 logger.info(
                     "Raise config.num_epochs to train on, or choose another --workdir "
@@ -115,12 +147,10 @@ def train_and_evaluate(
                 )
                 return state
 
-        writer = writers.MetricWriter(directory, int(state.step))
+        kind = writers.MetricWriter if devices.is_first() else writers.NoWriter
+        writer = kind(directory, int(state.step))
         stack.callback(writer.close)
-        with writers.writing_to(directory):
-            writers.write_atomically(
-                directory / "config.json", config.to_json(indent=2) + "\n"
-            )
+        writer.write_config(config.to_json(indent=2))
         if not found:
             writer.write_texts(0, {"config": f"```\n{config}```"})
 
@@ -139,28 +169,30 @@ def train_and_evaluate(
         evaluate_on = _evaluator(config, setup)
         compile_seconds = 0.0
         if epoch < config.num_epochs:
-            validation = _load(config, "validation")
+            validation = _load(config, "validation", setup.ensemble)
             logger.info("compiling ...")
             tic = time.perf_counter()
-            run_epoch = _compile(setup, state, config.batch_size)
+            run_epoch = _compile(setup, state, config)
             if setup.device is None:  # Which would have to run all of it.
                 # The first call compiles; its result is not wanted.
                 jax.block_until_ready(evaluate_on(state, validation))
             compile_seconds = time.perf_counter() - tic
             logger.info("compiled in %.1f s", compile_seconds)
-        samples_per_epoch = setup.steps_per_epoch * config.batch_size
+        samples_per_epoch = setup.steps_per_epoch * config.batch_size * config.ensemble
+        seeds = setup.ensemble.seeds
         pace = _Pace()
 
         while True:
-            if stop.signum is not None:
+            signum = devices.largest(stop.signum or 0)  # All stop at the same step.
+            if signum:
                 save()
                 logger.info(
                     "%s: stopped at step %d (epoch %d); the same command continues",
-                    signal.Signals(stop.signum).name,
+                    signal.Signals(signum).name,
                     state.step,
                     epoch,
                 )
-                raise Interrupted(stop.signum)
+                raise Interrupted(signum)
             if epoch >= config.num_epochs:
                 break
             # An epoch counts when all of it is done, its evaluation as well.
@@ -169,11 +201,14 @@ def train_and_evaluate(
                 trained, metrics, steps = run_epoch(state, setup.train, setup.train_key)
                 metrics, steps = jax.device_get((metrics, steps))
                 seconds = time.perf_counter() - tic
-                first_step = epoch * setup.steps_per_epoch
-                _check_finite(steps, epoch + 1, first_step, checkpoints)
+                _check_finite(
+                    steps, trained, setup, config, epoch, directory, checkpoints
+                )
                 last = epoch + 1 == config.num_epochs
                 log = last or (epoch + 1) % config.log_every_epochs == 0
-                validated = to_scalars(evaluate_on(trained, validation)) if log else {}
+                validated = (
+                    to_scalars(evaluate_on(trained, validation), seeds) if log else {}
+                )
             state, epoch = trained, epoch + 1
             window.add(metrics, samples_per_epoch, seconds)
             pace.add(samples_per_epoch, seconds)
@@ -181,7 +216,7 @@ def train_and_evaluate(
                 step = epoch * setup.steps_per_epoch
                 row = {
                     "epoch": epoch,
-                    **window.scalars(),
+                    **window.scalars(seeds),
                     # Schedules count from 0: this is the rate of the step just taken.
                     "learning_rate": float(setup.learning_rate(step - 1)),
                     **_prefix("validation", validated),
@@ -189,14 +224,19 @@ def train_and_evaluate(
                 writer.write_scalars(step, row)
                 _log_progress(step, row, config.num_epochs, pace)
                 window = Window()
+            if figures.due(config, epoch):
+                shown = figures.images(config, setup.ensemble, state, validation)
+                writer.write_images(epoch * setup.steps_per_epoch, shown)
             # After the log: a killed run is cut back to the step it continues from, and
             # what was logged up to that step must be there.
-            if last or epoch % config.checkpoint_every_epochs == 0:
+            due = epoch % config.checkpoint_every_epochs == 0
+            if last or (due and checkpoints.affordable()):
                 progress = _progress(config, setup, epoch, window)
                 checkpoints.save(state, progress, config)
 
         with _on_fault(save):
-            tested = to_scalars(evaluate_on(state, _load(config, "test")))
+            test = _load(config, "test", setup.ensemble)
+            tested = to_scalars(evaluate_on(state, test), seeds)
         result = _prefix("test", tested)
         checkpoints.wait()
         # Last of all: this line is what marks a run as finished.
@@ -239,7 +279,39 @@ def evaluate(
       TrainingError: there is no whole checkpoint, or it is of another run.
       DeviceError: the device failed.
     """
-    directory = Path(workdir).absolute()
+    with devices.connected(config):
+        return _evaluate(config, Path(workdir).absolute())
+
+
+def _evaluate(
+    config: ml_collections.ConfigDict, directory: Path
+) -> dict[str, float | int]:
+    setup, found = restored(config, directory)
+    if found.config["hardware"] != config.hardware:
+        logger.info(
+            "trained on hardware %r, evaluated on %r",
+            found.config["hardware"],
+            config.hardware,
+        )
+    result = evaluated(config, setup, found.state)
+    logger.info(
+        "step %d (epoch %d) on %s: %s",
+        found.state.step,
+        found.progress["epoch"],
+        config.eval_split,
+        ", ".join(f"{name} {value:.4g}" for name, value in result.items()),
+    )
+    return result
+
+
+def restored(
+    config: ml_collections.ConfigDict, directory: Path
+) -> tuple[_Setup, checkpoint.Checkpoint]:
+    """The newest whole checkpoint of a run, with what its config determines.
+
+    Raises:
+      TrainingError: there is none, or it is of another run.
+    """
     found = None
     if (directory / "checkpoints").is_dir():
         setup = _set_up(config)
@@ -253,23 +325,42 @@ def evaluate(
             f"There is no checkpoint in {directory}. Train first, or name the "
             "directory of a run with --workdir."
         )
-    if found.config["hardware"] != config.hardware:
-        logger.info(
-            "trained on hardware %r, evaluated on %r",
-            found.config["hardware"],
-            config.hardware,
-        )
+    return setup, found
+
+
+def evaluated(
+    config: ml_collections.ConfigDict, setup: _Setup, state: TrainState
+) -> dict[str, float | int]:
+    """Evaluates a state on `config.eval_split`."""
     evaluate_on = _evaluator(config, setup)
     with hardware.released(setup.device), hardware.faults():
-        result = to_scalars(evaluate_on(found.state, _load(config, config.eval_split)))
-    logger.info(
-        "step %d (epoch %d) on %s: %s",
-        found.state.step,
-        found.progress["epoch"],
-        config.eval_split,
-        ", ".join(f"{name} {value:.4g}" for name, value in result.items()),
-    )
-    return result
+        split = _load(config, config.eval_split, setup.ensemble)
+        return to_scalars(evaluate_on(state, split), setup.ensemble.seeds)
+
+
+def reproduce(
+    config: ml_collections.ConfigDict, path: str | os.PathLike[str]
+) -> tuple[TrainState, Batch]:
+    """Reads back what a run met in which something became NaN or Inf.
+
+    `checked_step(*reproduce(config, path))` is that step again, unless a device does
+    not repeat itself.
+
+    Args:
+      config: the config of the run.
+      path: the .npz file, in `nonfinite` below its workdir.
+
+    Returns:
+      The state before the step, and its batch.
+
+    Raises:
+      TrainingError: there is no such file, or it is of another model.
+    """
+    config = config.copy_and_resolve_references()
+    config.ensemble = 1  # The file is of one member.
+    setup = _set_up(config)
+    state, batch = nonfinite.load(Path(path), setup.state)
+    return devices.place(state, setup.ensemble.sharding), batch
 
 
 def _set_up(config: ml_collections.ConfigDict) -> _Setup:
@@ -284,15 +375,24 @@ def _set_up(config: ml_collections.ConfigDict) -> _Setup:
             raise TrainingError(
                 f"config.{name} must be 1 or more, and is {config[name]}."
             )
-    device = jax.devices()[0]
+    choose("nonfinite", config.nonfinite, _NONFINITE)
+    members = ensemble.create_ensemble(config)
+    mesh = members.mesh
     logger.info(
-        "device %s (%s), jax %s", device.platform, device.device_kind, jax.__version__
+        "device %s (%s)%s, jax %s",
+        mesh.devices[0].platform,
+        mesh.devices[0].device_kind,
+        f", {mesh.size} of them share "
+        f"{f'{config.ensemble} seeds' if members.several else 'a batch'}"
+        if mesh.size > 1
+        else "",
+        jax.__version__,
     )
     fields = checkpoint.flatten(json.loads(config.to_json()))
     summary = "config " + ", ".join(f"{name}={value}" for name, value in fields.items())
     logger.info("%s", textwrap.fill(summary, 88, subsequent_indent="  "))
 
-    train = _load(config, "train")
+    train = _load(config, "train", members)
     num_examples = train["label"].shape[0]
     steps_per_epoch = num_examples // config.batch_size
     if not steps_per_epoch:
@@ -309,31 +409,38 @@ def _set_up(config: ml_collections.ConfigDict) -> _Setup:
     tx, learning_rate = parts.optimizer(steps_per_epoch)
     if config.max_weight is not None:
         tx = optax.chain(tx, hardware.keep_within(config.max_weight))
-    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    device = getattr(parts.model, "backend", None)
+    example = np.asarray(train["features"].addressable_data(0)[:1])
+
+    def begin(seed: Any) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+        init_key, *keys = jax.random.split(jax.random.key(seed), 3)
+        state = create_train_state(parts, tx, init_key, example, config.until)
+        return ensemble.share(state, members, device), tuple(keys)
+
     try:
-        state = create_train_state(
-            parts, tx, init_key, train["features"][:1], config.until
-        )
+        # Committed like a restored state; otherwise the two would be compiled apart.
+        state, (train_key, eval_key) = members.create(begin)
     except (ImportError, ValueError) as error:  # As from a device that cannot run it.
         raise TrainingError(str(error)) from error
+    _, one = next(members.members(state))
     logger.info(
         "%s",
-        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+        parameter_overview.get_parameter_overview(one.params, include_stats=False),
     )
     return _Setup(
-        # Committed like a restored state; otherwise the two would be compiled apart.
-        state=jax.device_put(state, device),
-        device=getattr(parts.model, "backend", None),
+        state=state,
+        device=device,
+        ensemble=members,
         learning_rate=learning_rate,
         train=train,
-        train_key=jax.device_put(train_key, device),
-        eval_key=jax.device_put(eval_key, device),
+        train_key=train_key,
+        eval_key=eval_key,
         steps_per_epoch=steps_per_epoch,
         num_examples=num_examples,
     )
 
 
-def _load(config: ml_collections.ConfigDict, split: str) -> Batch:
+def _load(config: ml_collections.ConfigDict, split: str, members: Ensemble) -> Batch:
     try:
         data = datasets.load(config.dataset, split, data_dir=config.data_dir or None)
     except (ValueError, datasets.DatasetError) as error:
@@ -345,14 +452,25 @@ def _load(config: ml_collections.ConfigDict, split: str) -> Batch:
         "features": features if features.dtype == np.uint8 else np.float32(features),
         "label": np.asarray(data["label"], np.int32),
     }
-    return jax.device_put(arrays, jax.devices()[0])
+    for name, array in arrays.items():
+        devices.check_equal(f"{name} of the {split} split", array.tobytes())
+    return devices.place(arrays, devices.replicated(members.mesh))
 
 
-def _compile(setup: _Setup, state: TrainState, batch_size: int) -> Callable[..., Any]:
+def _compile(
+    setup: _Setup, state: TrainState, config: ml_collections.ConfigDict
+) -> Callable[..., Any]:
+    one = functools.partial(
+        train_epoch,
+        batch_size=config.batch_size,
+        skip_nonfinite=_NONFINITE[config.nonfinite],
+    )
+    places = jax.tree.map(lambda x: x.sharding, state)
     epoch = jax.jit(
-        functools.partial(train_epoch, batch_size=batch_size),
+        setup.ensemble.each(one),
         # A device may fail: then the state before is what is left.
         donate_argnums=0 if setup.device is None else (),
+        out_shardings=(places, setup.ensemble.sharding, setup.ensemble.sharding),
     )
     return epoch.lower(state, setup.train, setup.train_key).compile()
 
@@ -399,10 +517,11 @@ def _evaluator(
     config: ml_collections.ConfigDict, setup: _Setup
 ) -> Callable[[TrainState, Batch], EvalMetrics]:
     # One key for all: on a device with noise, too, evaluations can be compared.
+    one = functools.partial(evaluate_split, batch_size=config.batch_size)
+    every = setup.ensemble.each(one)
     return jax.jit(
-        functools.partial(
-            evaluate_split, key=setup.eval_key, batch_size=config.batch_size
-        )
+        lambda state, data: every(state, data, setup.eval_key),
+        out_shardings=setup.ensemble.sharding,
     )
 
 
@@ -439,19 +558,48 @@ class _Pace:
 
 
 def _check_finite(
-    steps: dict[str, np.ndarray], epoch: int, first_step: int, checkpoints: Checkpoints
+    steps: Health,
+    trained: TrainState,
+    setup: _Setup,
+    config: ml_collections.ConfigDict,
+    epoch: int,
+    directory: Path,
+    checkpoints: Checkpoints,
 ) -> None:
-    losses, grads, params = (
-        steps[name] for name in ("loss", "nonfinite_grads", "nonfinite_params")
-    )
-    bad = ~np.isfinite(losses) | (grads > 0) | (params > 0)
-    if not bad.any():
+    """Ends a run with NaN or Inf, unless such steps are skipped and some were sound."""
+    skip = _NONFINITE[config.nonfinite]
+
+    def ends(steps: Health) -> bool:
+        bad = nonfinite.bad_steps(steps)
+        return bool((bad.all(axis=-1) if skip else bad).any())
+
+    if not ends(steps):
         return
-    i = int(np.argmax(bad))
+    members = setup.ensemble.members((steps, trained, setup.train_key))
+    seed, (steps, state, key) = next(m for m in members if ends(m[1][0]))
+    i = int(np.argmax(nonfinite.bad_steps(steps)))
+    step = epoch * setup.steps_per_epoch + i
+
+    @functools.partial(jax.jit, out_shardings=devices.replicated(setup.ensemble.mesh))
+    def offending(data: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+        batches = epoch_batches(step, data, key, config.batch_size)
+        indices, key = jax.tree.map(lambda x: x[i], batches)
+        return take(data, indices, key), indices
+
+    batch, indices = offending(setup.train, key)
+    path = directory / "nonfinite" / f"step-{step + 1}-seed-{seed}.npz"
+    kept = f"The batch, and the state before it, are in {path}."
+    if devices.is_first():
+        try:
+            with writers.writing_to(path):
+                # Nothing else has changed since: the state is that before the step.
+                nonfinite.save(path, state.replace(step=np.int32(step)), batch, indices)
+        except TrainingError as error:
+            kept = f"The batch was not kept: {error}"
     raise NonFiniteError(
-        f"Training stopped at step {first_step + i + 1} (epoch {epoch}): the loss is "
-        f"{losses[i]}, {grads[i]} values of the gradient and {params[i]} of the "
-        f"updated parameters are NaN or Inf. {checkpoints.last_good()}"
+        f"Training stopped at step {step + 1} (epoch {epoch + 1}"
+        f"{f', seed {seed}' * setup.ensemble.several}): {nonfinite.describe(steps, i)}"
+        f"{', and so in all steps after it' * skip}. {kept} {checkpoints.last_good()}"
     )
 
 
@@ -472,9 +620,10 @@ def _prefix(split: str, scalars: dict[str, float | int]) -> dict[str, float | in
 
 # Counted in the layers' events, and never to be overlooked.
 _TROUBLE = {
-    "overflow": "spikes found no slot",
-    "lost": "spikes were lost on the device",
-    "retried": "runs were repeated",
+    "train/skipped": "steps with NaN or Inf were skipped",
+    "_overflow": "spikes found no slot",
+    "_lost": "spikes were lost on the device",
+    "_retried": "runs were repeated",
 }
 
 
@@ -485,7 +634,12 @@ def _log_progress(
     trouble = [
         f"  {total} {what}"
         for counter, what in _TROUBLE.items()
-        if (total := sum(v for name, v in row.items() if name.endswith(f"_{counter}")))
+        if (total := sum(v for name, v in row.items() if name.endswith(counter)))
+    ]
+    trouble += [
+        f"  {name.removeprefix('events/').removesuffix('_silent')} is silent"
+        for name, fraction in row.items()
+        if name.startswith("events/") and name.endswith("_silent") and fraction == 1
     ]
     logger.info(
         "epoch %*d/%d  step %d  loss %.4f  accuracy %.4f train, %.4f validation  "

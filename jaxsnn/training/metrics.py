@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: clu reads the annotations of a col
 as classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -183,13 +183,19 @@ class Mismatch(metrics.Metric):
 
 @struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Metrics of training; loss and accuracy are those before each step."""
+    """Metrics of training; loss and accuracy are those before each step.
+
+    `grad_norm` is the mean over steps of the gradient's norm before it is clipped,
+    `clipped` the fraction of steps in which it was, `skipped` how many were left out
+    because of NaN or Inf.
+    """
 
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: metrics.Average.from_output("correct")  # type: ignore[valid-type]
     events: Events
-    nonfinite_grads: Total.from_output("nonfinite_grads")  # type: ignore[valid-type]
-    nonfinite_params: Total.from_output("nonfinite_params")  # type: ignore[valid-type]
+    grad_norm: metrics.Average.from_output("grad_norm")  # type: ignore[valid-type]
+    clipped: metrics.Average.from_output("clipped")  # type: ignore[valid-type]
+    skipped: Total.from_output("skipped")  # type: ignore[valid-type]
 
 
 @struct.dataclass
@@ -200,6 +206,9 @@ class EvalMetrics(metrics.Collection):
     accuracy: metrics.Average.from_output("correct")  # type: ignore[valid-type]
     events: Events
     mismatch: Mismatch
+
+
+_OF_STEPS = ("grad_norm", "clipped", "skipped")
 
 
 class Window:
@@ -235,12 +244,13 @@ class Window:
             return self._restored
         return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(self._metrics)]
 
-    def scalars(self) -> dict[str, float | int]:
-        """Returns the metrics of training, named as in the log."""
-        scalars = to_scalars(self._metrics)
+    def scalars(self, seeds: Sequence[int] = (0,)) -> dict[str, float | int]:
+        """Returns the metrics of training, named as in the log; see `to_scalars`."""
+        scalars = to_scalars(self._metrics, seeds)
         return {
             "train/loss": scalars["loss"],
             "train/accuracy": scalars["accuracy"],
+            **{f"train/{name}": scalars[name] for name in _OF_STEPS},
             "train/samples_per_s": self._samples / self._seconds,
             **{k: v for k, v in scalars.items() if k.startswith("events/")},
         }
@@ -255,8 +265,30 @@ def merge_steps(steps: Collection) -> Collection:
     return jax.lax.scan(lambda merged, new: (merged.merge(new), None), first, others)[0]
 
 
-def to_scalars(collection: metrics.Collection) -> dict[str, float | int]:
-    """Computes `collection`; what the layers report is `events/` and `mismatch/...`."""
+def to_scalars(
+    collection: metrics.Collection, seeds: Sequence[int] = (0,)
+) -> dict[str, float | int]:
+    """Computes `collection`; what the layers report is `events/` and `mismatch/...`.
+
+    Args:
+      collection: the metrics; of several seeds, with a leading axis of them.
+      seeds: whose they are. Of several, integers are added up and all else is averaged;
+        `accuracy/seed_<n>` is that of one of them.
+    """
+    if len(seeds) > 1:
+        host = jax.device_get(collection)
+        members = [
+            to_scalars(jax.tree.map(lambda x, n=n: x[n], host))
+            for n in range(len(seeds))
+        ]
+        scalars: dict[str, float | int] = {}
+        for name, first in members[0].items():
+            found = [member[name] for member in members]
+            counted = isinstance(first, int)
+            scalars[name] = sum(found) if counted else sum(found) / len(found)
+        each = zip(seeds, members, strict=True)
+        scalars |= {f"accuracy/seed_{seed}": m["accuracy"] for seed, m in each}
+        return scalars
     values = dict(jax.device_get(collection).compute())
     for group in ("events", "mismatch"):
         for name, value in values.pop(group, {}).items():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
 
-from jaxsnn.training.metrics import EvalMetrics, TrainMetrics, merge_steps
+from jaxsnn.training.metrics import EvalMetrics, Total, TrainMetrics, merge_steps
 
 if TYPE_CHECKING:
     from jaxsnn.training.experiment import Experiment
@@ -33,6 +35,7 @@ class TrainState(train_state.TrainState):
       predict_fn: turns readings into labels [B].
       read_fn: turns the model's outputs into the readings that loss and prediction
         share, once per batch; by default they are the outputs.
+      clip_norm: norm above which `tx` clips the gradient; here it is only counted.
     """
 
     collections: Mapping[str, Any]
@@ -42,13 +45,33 @@ class TrainState(train_state.TrainState):
     read_fn: Callable[..., Any] = struct.field(
         pytree_node=False, default=lambda outputs: outputs
     )
+    clip_norm: float = struct.field(pytree_node=False, default=math.inf)
+
+
+class Health(NamedTuple):
+    """What tells whether a step was sound.
+
+    Attributes:
+      loss: mean loss of the batch.
+      grads: how many values are NaN or Inf, for each leaf of the gradient, int32.
+      params: the same of the parameters after the step.
+    """
+
+    loss: jax.Array
+    grads: Any
+    params: Any
+
+    def sound(self) -> jax.Array:
+        """Whether all numbers are finite, bool."""
+        counts = jax.tree.leaves((self.grads, self.params))
+        return jnp.isfinite(self.loss) & (sum(counts) == 0)
 
 
 def create_train_state(
     experiment: Experiment,
     tx: optax.GradientTransformation,
     key: jax.Array,
-    features: jax.Array,
+    features: jax.Array | np.ndarray,
     until: float | None = None,
 ) -> TrainState:
     """Initializes model and optimizer.
@@ -77,6 +100,7 @@ def create_train_state(
         loss_fn=experiment.loss,
         predict_fn=experiment.predict,
         read_fn=experiment.read,
+        clip_norm=experiment.clip_norm,
     )
     # Flax starts with a Python int, whose type changes, and recompiles, at step 2.
     return state.replace(step=jnp.zeros((), jnp.int32))
@@ -84,6 +108,14 @@ def create_train_state(
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
     """Takes one optimizer step; the metrics are those of `batch` before it."""
+    state, metrics, _ = checked_step(state, batch)
+    return state, metrics
+
+
+def checked_step(
+    state: TrainState, batch: Batch
+) -> tuple[TrainState, TrainMetrics, Health]:
+    """As `train_step`; says as well whether the step was sound."""
     labels = batch["label"]
 
     def mean_loss(params: Any) -> tuple[jax.Array, Any]:
@@ -101,14 +133,21 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetric
     new_state = state.apply_gradients(
         grads=grads, collections={name: updates[name] for name in state.collections}
     )
+    grad_norm = optax.tree.norm(grads)
     metrics = TrainMetrics.single_from_model_output(
         loss=losses,
         correct=state.predict_fn(readings) == labels,
         events=updates.get("events", {}),
-        nonfinite_grads=_count_nonfinite(grads),
-        nonfinite_params=_count_nonfinite(new_state.params),
+        grad_norm=grad_norm,
+        clipped=grad_norm > state.clip_norm,
+        skipped=jnp.zeros((), jnp.int32),
     )
-    return new_state, metrics
+    health = Health(
+        metrics.loss.compute(),
+        _count_nonfinite(grads),
+        _count_nonfinite(new_state.params),
+    )
+    return new_state, metrics, health
 
 
 def eval_step(state: TrainState, batch: Batch) -> EvalMetrics:
@@ -134,38 +173,75 @@ def eval_step(state: TrainState, batch: Batch) -> EvalMetrics:
 
 
 def train_epoch(
-    state: TrainState, data: Batch, key: jax.Array, *, batch_size: int
-) -> tuple[TrainState, TrainMetrics, dict[str, jax.Array]]:
+    state: TrainState,
+    data: Batch,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    skip_nonfinite: bool = False,
+) -> tuple[TrainState, TrainMetrics, Health]:
     """Trains on every example of `data` once, in whole batches.
 
-    The order depends on `key` and the epoch alone, and the epoch on `state.step`, so
-    that a restored state goes on as the uninterrupted one would. The rest that fills no
-    batch differs from epoch to epoch.
+    A step whose loss, gradient or parameters are NaN or Inf changes nothing but `step`:
+    either the state stays what it was before it, to the end of the epoch, or that step
+    alone is skipped. It is in no metric but `skipped`.
+
+    Args:
+      state: the state; its `step` is that of the start of an epoch.
+      data: the examples.
+      key: the order depends on this and the epoch alone, and the epoch on `state.step`,
+        so that a restored state goes on as the uninterrupted one would.
+      batch_size: examples in a step. The rest that fills no batch differs from epoch to
+        epoch.
+      skip_nonfinite: whether to go on after a step that was not sound.
 
     Returns:
-      The state, the metrics of the epoch, and for each step [S] what tells whether it
-      was sound: `loss`, `nonfinite_grads`, `nonfinite_params`.
+      The state, the metrics of the epoch, and the health of each step [S].
+    """
+    batches = epoch_batches(state.step, data, key, batch_size)
+
+    def step(carry: Any, chosen: Any) -> tuple[Any, Any]:
+        state, halted = carry
+        new_state, metrics, health = checked_step(state, take(data, *chosen))
+        sound = health.sound() & ~halted
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), new_state, state
+        )
+        halted |= ~sound & (not skip_nonfinite)
+        return (kept.replace(step=new_state.step), halted), (metrics, health)
+
+    carry = (state, jnp.zeros((), bool))
+    (state, _), (metrics, steps) = jax.lax.scan(step, carry, batches)
+    return (
+        state,
+        merge_steps(_leave_out(metrics, ~jax.vmap(Health.sound)(steps))),
+        steps,
+    )
+
+
+def epoch_batches(
+    step: jax.Array | int, data: Batch, key: jax.Array, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """The examples [S, B] and the key of a device [S] of each step of an epoch.
+
+    Args:
+      step: any step of the epoch, counted from 0.
+      data: the examples.
+      key: randomness of the run's order.
+      batch_size: examples in a step.
     """
     size = data["label"].shape[0]
     num_steps = size // batch_size
-    epoch = state.step // num_steps
+    epoch = step // num_steps
     order_key, device_key = jax.random.split(jax.random.fold_in(key, epoch))
     order = jax.random.permutation(order_key, size)[: num_steps * batch_size]
-
-    def step(state: TrainState, chosen: Any) -> tuple[TrainState, TrainMetrics]:
-        indices, key = chosen
-        batch = {name: x[indices] for name, x in data.items()}
-        return train_step(state, {**batch, "key": key})
-
-    batches = order.reshape(num_steps, batch_size)
     keys = jax.random.split(device_key, num_steps)
-    state, metrics = jax.lax.scan(step, state, (batches, keys))
-    steps = {
-        "loss": metrics.loss.compute(),
-        "nonfinite_grads": metrics.nonfinite_grads.compute(),
-        "nonfinite_params": metrics.nonfinite_params.compute(),
-    }
-    return state, merge_steps(metrics), steps
+    return order.reshape(num_steps, batch_size), keys
+
+
+def take(data: Batch, indices: jax.Array, key: jax.Array) -> Batch:
+    """The batch of these examples."""
+    return {**{name: x[indices] for name, x in data.items()}, "key": key}
 
 
 def evaluate_split(
@@ -189,7 +265,15 @@ def _rngs(batch: Batch) -> dict[str, jax.Array] | None:
     return {"hardware": batch["key"]} if "key" in batch else None
 
 
-def _count_nonfinite(tree: Any) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    counts = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in leaves]
-    return sum(counts, jnp.zeros((), jnp.int32))
+def _count_nonfinite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), tree)
+
+
+def _leave_out(metrics: TrainMetrics, bad: jax.Array) -> TrainMetrics:
+    """The metrics of steps [S], empty where a step is `bad`, which is counted."""
+
+    def empty(x: jax.Array) -> jax.Array:
+        where = bad.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(where, jnp.zeros_like(x), x)
+
+    return jax.tree.map(empty, metrics).replace(skipped=Total(bad.astype(jnp.int32)))

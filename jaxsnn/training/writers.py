@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -60,6 +61,22 @@ class MetricWriter:
             for tag, value in texts.items():
                 self._write_event(Event(step=step, summary=text(tag, value)))
 
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """Writes pictures, PNG files, to TensorBoard."""
+        values = []
+        for tag, png in images.items():
+            width, height = struct.unpack(">II", png[16:24])  # As every PNG begins.
+            form = {"width": width, "height": height, "colorspace": 4}
+            image = Summary.Image(**form, encoded_image_string=png)
+            values.append(Summary.Value(tag=tag, image=image))
+        with writing_to(self._path.parent):
+            self._write_event(Event(step=step, summary=Summary(value=values)))
+
+    def write_config(self, config: str) -> None:
+        """Replaces `config.json`."""
+        with writing_to(self._path.parent):
+            write_atomically(self._path.parent / "config.json", config + "\n")
+
     def close(self) -> None:
         """Closes the files; never raises, for everything was flushed when written."""
         for file in (self._file, self._events):
@@ -70,6 +87,28 @@ class MetricWriter:
         event.wall_time = time.time()
         self._events.write_event(event)
         self._events.flush()
+
+
+class NoWriter:
+    """Stands for a `MetricWriter` where another process writes."""
+
+    def __init__(self, workdir: Path, step: int):
+        del workdir, step
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Does nothing."""
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """Does nothing."""
+
+    def write_config(self, config: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
