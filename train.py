@@ -1,4 +1,4 @@
-"""Trains or evaluates an experiment.
+"""Trains or evaluates an experiment, reports on it, or exports the model.
 
     python train.py --config=configs/yinyang.py[:variant] [--config.key=value ...]
 
@@ -32,8 +32,10 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval"],
-    "Train, or evaluate the newest checkpoint on config.eval_split.",
+    ["train", "eval", "report", "export"],
+    "Train, evaluate the newest checkpoint on config.eval_split, write a page about "
+    "it, report.html in the workdir, or write inference.zip there, which runs without "
+    "Flax.",
 )
 
 
@@ -55,7 +57,12 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(lambda r: "/orbax/" not in r.pathname)
-    run = training.train_and_evaluate if _MODE.value == "train" else training.evaluate
+    run = {
+        "train": training.train_and_evaluate,
+        "eval": training.evaluate,
+        "report": training.write_report,
+        "export": training.export_run,
+    }[_MODE.value]
     try:
         run(config, _WORKDIR.value or _default_workdir())
     except training.Interrupted as interruption:
@@ -64,7 +71,7 @@ def main(argv: list[str]) -> None:
         console.close()
         notes = getattr(error, "__notes__", ())  # What became of the run.
         message = f"error: {error}"
-        sys.exit(". ".join([message.rstrip("."), *notes]) if notes else message)
+        training.leave(". ".join([message.rstrip("."), *notes]) if notes else message)
 
 
 def _default_workdir() -> str:

@@ -46,9 +46,9 @@ INDIFFERENT = (
     "eval_split",
     "keep_checkpoints",
     "log_every_epochs",
+    "plot_every_epochs",
 )
 DEVICES = {"chip": "simulated_chip", "nest": "nest", "bss2": "bss2"}
-MAP_SIZE = 120  # Points of a decision map along each axis.
 
 
 class Row(NamedTuple):
@@ -517,19 +517,20 @@ def plot(results: Mapping[str, list[dict[str, Any]]], path: pathlib.Path) -> boo
       Whether there is something to draw, and matplotlib to do it.
     """
     try:
-        import matplotlib
-    except ImportError:
-        print("No figure without matplotlib: pip install matplotlib", file=sys.stderr)
+        from jaxsnn import plot as draw
+    except ImportError as error:
+        print(f"No figure: {error}", file=sys.stderr)
         return False
-    matplotlib.use("agg")
     import numpy as np
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    from jaxsnn.training import figures
 
     shown = {name: results[name] for name in ROWS if results.get(name)}
     if not shown:
         return False
     width = max(3, -(-len(shown) // 2))
-    figure = pyplot.figure(figsize=(2 * width, 7.5), layout="constrained")
+    figure = Figure(figsize=(2 * width, 7.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 4])
     ax = top.subplots()
     for number, (name, runs) in enumerate(shown.items()):
@@ -543,58 +544,29 @@ def plot(results: Mapping[str, list[dict[str, Any]]], path: pathlib.Path) -> boo
     ax.grid(alpha=0.3)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes = bottom.subplots(2, width, squeeze=False).ravel()
-    colors = matplotlib.colors.ListedColormap(["0.85", "C0", "C1", "C3"])
+    _, inside = figures.plane()
     for ax, (name, runs) in zip(axes, shown.items(), strict=False):
-        ax.set_title(name, fontsize=8)
         maps = [run["map"] for run in runs if "map" in run]
         if maps:  # "-" is silence.
-            decided = np.array(["-012".index(c) for c in maps[0]])
-            ax.imshow(
-                np.ma.masked_array(decided, ~_in_disc()).reshape(MAP_SIZE, MAP_SIZE),
-                cmap=colors,
-                vmin=0,
-                vmax=3,
-                origin="lower",
-            )
+            decided = np.array(["-012".index(c) - 1 for c in maps[0]])
+            draw.decision_map(decided.reshape(inside.shape), inside=inside, ax=ax)
+            ax.get_legend().remove()
+        ax.set_title(name, fontsize=8)
     for ax in axes:
         ax.axis("off")
     figure.savefig(path, dpi=120)
     return True
 
 
-def _points() -> Any:
-    """Points of a decision map, ``[n, 2]``, in the order of its letters."""
-    import numpy as np
-
-    line = (np.arange(MAP_SIZE) + 0.5) / MAP_SIZE
-    y, x = np.meshgrid(line, line, indexing="ij")
-    return np.stack([x.ravel(), y.ravel()], axis=-1)
-
-
-def _in_disc() -> Any:
-    return ((_points() - 0.5) ** 2).sum(-1) < 0.25
-
-
 def _decisions(state: Any) -> str:
     """The label that a trained network gives each point, ``-`` where it is silent."""
     import jax
-    import numpy as np
 
-    points = _points().astype(np.float32)
-    features = np.concatenate([points, 1 - points], axis=-1)
-    keys = jax.random.split(jax.random.key(0), MAP_SIZE)
+    from jaxsnn.training import figures
 
-    def decide(batch: Any) -> Any:
-        outputs = state.apply_fn(
-            {"params": state.params, **state.collections},
-            state.encode_fn(batch[0]),
-            rngs={"hardware": batch[1]},
-        )
-        return state.predict_fn(state.read_fn(outputs))
-
-    lines = features.reshape(MAP_SIZE, MAP_SIZE, -1)
-    found = jax.jit(lambda *batches: jax.lax.map(decide, batches))(lines, keys)
-    return "".join("-" if label < 0 else str(label) for label in np.ravel(found))
+    points, key = figures.plane()[0], jax.random.key(0)
+    found = figures.decide(state, points, key, figures.MAP_SIZE).labels
+    return "".join("-" if label < 0 else str(label) for label in found)
 
 
 def _validations(directory: pathlib.Path) -> Iterator[tuple[float, float]]:

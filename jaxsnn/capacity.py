@@ -5,7 +5,6 @@ worth choosing; what does not fit is lost, so they are worth measuring. Everythi
 looks at layers from outside: no model has to be written for it.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn  # noqa: TID251  # Interceptors are Linen's.
+from flax import linen as nn  # noqa: TID251  # For annotations; models are Linen's.
 from jax import Array
 
 from jaxsnn.dynamics import Neuron
 from jaxsnn.layers import LIF, Network
 from jaxsnn.spikes import Spikes, _traced
+from jaxsnn.watch import changed, name_of, nothing_to_look_at, sown, watch
 
 _COLLECTION = "observed"
 
@@ -289,19 +289,13 @@ def observe(
       it found; `kept`, those with a slot; `slope`, that of the spike that came closest
       to grazing, in units of the threshold per membrane time constant.
     """
-    active: set[int] = set()
 
-    def look(run: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        module = context.module
-        spiking = isinstance(module, LIF)
-        called = context.method_name == "__call__" and id(module) not in active
-        if not called or not (spiking or isinstance(module, Network)):
-            return run(*args, **kwargs)
+    def look(module: Any, run: Callable, args: tuple, kwargs: dict) -> Any:
         changes: dict[str, Any] = {"backend": None} if simulated else {}
-        if not spiking:
-            with _changed(module, active, changes):
+        if not isinstance(module, LIF):
+            with changed(module, **changes):
                 return run(*args, **kwargs)
-        name = "/".join(module.path) or type(module).__name__
+        name = name_of(module)
         layer = Layer(
             name,
             module.path,
@@ -320,23 +314,19 @@ def observe(
             module.sow(_COLLECTION, "slope", jnp.min(record.slope * scale))
             return method(neuron, kernel, inputs, opening, record, *recurrent)
 
-        with _changed(module, active, changes | {"slots": None, "gradient": attach}):
+        with changed(module, **changes, slots=None, gradient=attach):
             found = run(*args, **kwargs)
         kept = found if layer.slots is None else found.keep(layer.slots)[0]
         module.sow(_COLLECTION, "spikes", found)
         module.sow(_COLLECTION, "kept", kept)
         return found if unlimited else kept
 
-    with nn.intercept_methods(look):
-        outputs, state = model.apply(
-            variables, spikes, mutable=[_COLLECTION], **options
-        )
+    kinds, mutable = (LIF, Network), (_COLLECTION,)
+    outputs, state = watch(model, variables, spikes, options, look, kinds, mutable)
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} ran no jaxsnn.layers.LIF, so there is nothing to"
-            " look at; its spiking layers must be LIF or subclasses of it."
-        )
-    return outputs, {name: _seen(state, layer) for name, layer in layers.items()}
+        raise nothing_to_look_at(model)
+    seen = {name: sown(state, _COLLECTION, x.path) for name, x in layers.items()}
+    return outputs, seen
 
 
 def table(rows: Iterable[list[str]]) -> str:
@@ -349,34 +339,6 @@ def table(rows: Iterable[list[str]]) -> str:
         for row in rows
     )
     return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-@contextlib.contextmanager
-def _changed(module: nn.Module, active: set[int], changes: dict) -> Iterator[None]:
-    """Gives a module other attributes for the duration of a call."""
-    before = {name: getattr(module, name) for name in changes}
-    active.add(id(module))
-    try:
-        for name, value in changes.items():
-            object.__setattr__(module, name, value)  # Modules are frozen.
-        yield
-    finally:
-        for name, value in before.items():
-            object.__setattr__(module, name, value)
-        active.remove(id(module))
-
-
-def _seen(state: Mapping[str, Any], layer: Layer) -> dict[str, Any]:
-    found: Any = state.get(_COLLECTION, {})
-    for part in layer.path:
-        found = found.get(part, {})
-    if "spikes" not in found:
-        raise ValueError(
-            f"what layer '{layer.name}' did cannot be seen from outside: it runs in a"
-            " lifted transform (nn.scan, nn.vmap) that does not hand the collection"
-            f' "{_COLLECTION}" through; add it to variable_axes.'
-        )
-    return {name: found[name] for name in ("spikes", "kept", "slope")}
 
 
 def _capacity(layer: Layer, count: np.ndarray, headroom: float) -> LayerCapacity:

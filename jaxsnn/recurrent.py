@@ -30,7 +30,7 @@ from jaxsnn.record import (
     explain,
     slope_at_threshold,
 )
-from jaxsnn.simulate import Lockstep, simulate
+from jaxsnn.simulate import Lockstep, longer_axis_last, simulate
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, argsort_times
 
 ARRIVALS_PER_WINDOW = 128
@@ -219,12 +219,19 @@ def _by_event(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
 
 
 def _by_window(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
+    given = neuron, kernel, inputs, recurrent, max_spikes, until
+    run = functools.partial(_window_by_window, *given)
+    return longer_axis_last(run, inputs.time.shape[0], kernel.shape[1])
+
+
+def _window_by_window(
+    neuron, kernel, inputs, recurrent, max_spikes, until, wide
+) -> Record:
     batch, neurons = inputs.time.shape[0], kernel.shape[1]
     dtype = jnp.result_type(kernel, inputs.time)
     until = jnp.asarray(until, dtype)
     delay = _delays(recurrent, dtype)
     shortest = jnp.min(delay)
-    wide = neurons >= batch
     # The last row is that of an event that carries nothing.
     table = jnp.pad(jnp.concatenate([kernel, recurrent.kernel]), ((0, 1), (0, 0)))
     rest = at_rest(neuron, batch, neurons, dtype)

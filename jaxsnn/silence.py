@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn  # noqa: TID251  # Interceptors are Linen's.
+from flax import linen as nn  # noqa: TID251  # For annotations; models are Linen's.
 from jax import Array
 
 from jaxsnn.capacity import table
@@ -22,6 +22,7 @@ from jaxsnn.dynamics import Neuron
 from jaxsnn.layers import LIF
 from jaxsnn.readout import Trace
 from jaxsnn.spikes import NO_TIME, Spikes, _traced
+from jaxsnn.watch import name_of, nothing_to_look_at, sown, watch
 
 _COLLECTION = "silence"
 
@@ -188,32 +189,20 @@ def why_silent(
             f"spikes has shape {spikes.time.shape}; why_silent needs samples and slots."
         )
     layers: dict[str, LIF] = {}
-    active: set[int] = set()
 
-    def look(run: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        module = context.module
-        called = context.method_name == "__call__" and id(module) not in active
-        if not (called and isinstance(module, LIF)):
-            return run(*args, **kwargs)
-        active.add(id(module))  # A subclass may call LIF.__call__ in its own.
-        try:
-            found = run(*args, **kwargs)
-        finally:
-            active.remove(id(module))
-        layers.setdefault("/".join(module.path) or type(module).__name__, module)
+    def look(module: Any, run: Callable, args: tuple, kwargs: dict) -> Any:
+        found = run(*args, **kwargs)
+        layers.setdefault(name_of(module), module)
         module.sow(_COLLECTION, "calls", _Call.of(module, found, *args, **kwargs))
         return found
 
-    with nn.intercept_methods(look):
-        _, seen = model.apply(variables, spikes, mutable=[_COLLECTION], **options)
+    mutable = (_COLLECTION,)
+    _, seen = watch(model, variables, spikes, options, look, (LIF,), mutable)
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} ran no jaxsnn.layers.LIF, so there is nothing to"
-            " look at; its spiking layers must be LIF or subclasses of it."
-        )
+        raise nothing_to_look_at(model)
     return SilenceReport(
         tuple(
-            _silence(name, layer, _calls(seen, name, layer))
+            _silence(name, layer, sown(seen, _COLLECTION, layer.path)["calls"])
             for name, layer in layers.items()
         )
     )
@@ -246,19 +235,6 @@ class _Call:
         end = jnp.asarray(until, jnp.result_type(kernel, inputs.time))
         flat = inputs.reshape_batch(-1), end, found.reshape_batch(-1)
         return cls(layer.neuron, kernel, *flat, on_device=device)
-
-
-def _calls(seen: Mapping[str, Any], name: str, layer: LIF) -> tuple[_Call, ...]:
-    found: Any = seen.get(_COLLECTION, {})
-    for part in layer.path:
-        found = found.get(part, {})
-    if "calls" not in found:
-        raise ValueError(
-            f"what layer '{name}' did cannot be seen from outside: it runs in a lifted"
-            " transform (nn.scan, nn.vmap) that does not hand the collection"
-            f' "{_COLLECTION}" through; add it to variable_axes.'
-        )
-    return found["calls"]
 
 
 def _silence(name: str, layer: LIF, calls: tuple[_Call, ...]) -> LayerSilence:

@@ -9,7 +9,8 @@ catches up with the others in another pass over the chunk.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jaxsnn.crossing import crosses, crossing_time
 from jaxsnn.dynamics import Flow, Neuron, Time, flow
 from jaxsnn.record import Record, State, at_rest, slope_at_threshold, start_of_run
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes
+
+T = TypeVar("T")
 
 
 @functools.partial(jax.jit, static_argnames=("max_spikes", "chunk"))
@@ -70,23 +73,37 @@ def simulate(
         time, ((0, 0), (0, padding + 1)), mode="constant", constant_values=until
     )
     index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=NO_INDEX)
-    # Neurons and samples are lanes alike; vector units want the longer axis last.
-    wide = neurons >= batch
-    step = Lockstep(neuron, kernel, index, bounds, max_spikes, wide)
-    free = jnp.full_like(start.v, -NO_TIME)  # A refractory layer starts from rest.
-    walkers = step.place(start.v, start.i, start.count, free)
-    nothing = jnp.full((max_spikes, *walkers.v.shape), NO_TIME, dtype)
-    record = Record(nothing, nothing)
 
-    def run_chunk(number: Array, carry: tuple) -> tuple:
-        return step.advance(number * chunk, (number + 1) * chunk, *carry)
+    def run(wide: bool) -> Record:
+        step = Lockstep(neuron, kernel, index, bounds, max_spikes, wide)
+        free = jnp.full_like(start.v, -NO_TIME)  # A refractory layer starts from rest.
+        walkers = step.place(start.v, start.i, start.count, free)
+        nothing = jnp.full((max_spikes, *walkers.v.shape), NO_TIME, dtype)
+        record = Record(nothing, nothing)
 
-    if chunk == slots:
-        _, record = run_chunk(jnp.int32(0), (walkers, record))
-    else:
-        _, record = lax.fori_loop(0, slots // chunk, run_chunk, (walkers, record))
-    axes = (1, 2, 0) if wide else (2, 1, 0)
-    return Record(*(jnp.transpose(x, axes) for x in record))
+        def run_chunk(number: Array, carry: tuple) -> tuple:
+            return step.advance(number * chunk, (number + 1) * chunk, *carry)
+
+        if chunk == slots:
+            _, record = run_chunk(jnp.int32(0), (walkers, record))
+        else:
+            _, record = lax.fori_loop(0, slots // chunk, run_chunk, (walkers, record))
+        axes = (1, 2, 0) if wide else (2, 1, 0)
+        return Record(*(jnp.transpose(x, axes) for x in record))
+
+    return longer_axis_last(run, batch, neurons)
+
+
+def longer_axis_last(run: Callable[[bool], T], batch: int, neurons: int) -> T:
+    """Runs neurons as the last axis inside if they are as many as samples, or more.
+
+    Both are lanes alike, and vector units want the longer axis last. An exported
+    function has both ways, and takes that of the batch with which it is called.
+    """
+    if isinstance(batch, int):
+        return run(neurons >= batch)
+    few = neurons >= jnp.asarray(batch)
+    return lax.cond(few, lambda: run(True), lambda: run(False))
 
 
 class Walkers(NamedTuple):

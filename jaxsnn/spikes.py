@@ -370,7 +370,8 @@ def _sort_keys(key: Array) -> Array:
     makes the same comparisons in all columns, with none, which vector units do at once.
     """
     n, columns = key.shape
-    if columns < 16 or n > 4096:
+    # Of an exported function the batch is not known.
+    if (isinstance(columns, int) and columns < 16) or n > 4096:
         return jnp.sort(key, axis=0)
 
     def network(key: Array) -> Array:

@@ -120,3 +120,38 @@ def recurrent_trains(neuron, kernel, time, lateral, delay, until, max_spikes):
         else:
             (v, i), now = after(stop - now), stop
             i = i + events.pop(0)[1]
+
+
+def voltages(neuron, arrivals, own, at, v=None, i=0.0, begin=0.0):
+    """Voltage of one neuron by Runge-Kutta steps between all that happens.
+
+    `arrivals` are (time, weight), `own` the neuron's spikes; at one of these the
+    voltage is that before. `v` and `i` are those at `begin`.
+    """
+    tau_mem, tau_syn, leak = neuron["tau_mem"], neuron["tau_syn"], neuron["v_leak"]
+    now, held, v = begin, -np.inf, leak if v is None else v
+    found = {}
+    what = [(t, 1, w) for t, w in arrivals] + [(t, 2, None) for t in own]
+    what += [(t + neuron["t_ref"], 3, None) for t in own] + [(t, 0, None) for t in at]
+
+    def slope(y, frozen):
+        return np.array(
+            [0 if frozen else (leak - y[0] + y[1]) / tau_mem, -y[1] / tau_syn]
+        )
+
+    for t, kind, weight in sorted(what, key=lambda event: event[:2]):
+        y, h = np.array([v, i]), (max(t, begin) - now) / 50
+        for _ in range(50):
+            frozen = now < held
+            a = slope(y, frozen)
+            b = slope(y + h / 2 * a, frozen)
+            c = slope(y + h / 2 * b, frozen)
+            y = y + h / 6 * (a + 2 * b + 2 * c + slope(y + h * c, frozen))
+        (v, i), now = y, max(t, begin)
+        if kind == 0:
+            found[t] = v
+        elif kind == 1:
+            i += weight
+        elif kind == 2:
+            v, held = neuron["v_reset"], t + neuron["t_ref"]
+    return np.array([found[t] for t in at])

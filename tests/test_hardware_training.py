@@ -89,7 +89,7 @@ def network(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("call", "fault", "expected", "saved"),
+    ("call", "action", "expected", "saved"),
     [
         (1, error, (DeviceError, "run 1: OSError: burnt out"), 0),
         (15, hang, (DeviceTimeout, "run 15: no answer within"), 3),
@@ -98,10 +98,12 @@ def network(tmp_path_factory):
     ],
     ids=["first epoch", "epoch", "validation", "test"],
 )
-def test_fault_saves_and_stops(finished, tmp_path, call, fault, expected, saved):
+def test_fault_saves_and_stops(
+    finished, tmp_path, call, action, expected, saved, tried
+):
     kind, message = expected
-    device = Bench(scale=5.0, faults={call: fault}, retries=0)
-    if fault is hang:
+    device = Bench(scale=5.0, faults={call: action}, retries=0)
+    if action is hang:
         device.timeout = 2.0
     with pytest.raises(kind, match=f"bench, {message}") as caught:
         train(device, tmp_path)
@@ -113,12 +115,18 @@ def test_fault_saves_and_stops(finished, tmp_path, call, fault, expected, saved)
         if saved
         else "Nothing was trained yet; the same command starts again."
     )
-    assert device.closed == (fault is not hang)
+    assert device.closed == (action is not hang)
 
     workdir, state, _ = finished
     assert_identical(train(Bench(scale=5.0), tmp_path), state)
     assert measured(tmp_path) == measured(workdir)
     assert tensorboard_steps(tmp_path, "train/loss") == [8, 16]
+    tried(
+        "device that fails, hangs, or loses its link",
+        1,
+        "saved after the last whole epoch, the error names device, run and layer; "
+        "ends bit-identical",
+    )
 
 
 def test_fault_with_a_full_disk_names_both(tmp_path, monkeypatch):
