@@ -79,6 +79,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Values from here on are silent; None: none are.
     config.encoding.cutoff = config_dict.placeholder(float)
 
+    config.noise = ml_collections.ConfigDict()  # On the inputs, in training.
+    config.noise.jitter = 0.0  # s, standard deviation of spike times.
+    config.noise.loss = 0.0  # Fraction of the spikes that are left out.
+
     config.loss = ml_collections.ConfigDict()
     config.loss.name = "ttfs_cross_entropy"  # Or "ttfs_mse"; see yinyang_mot.py.
     config.loss.tau = 0.5e-3  # s, a lead of which makes e times as probable.

@@ -342,3 +342,41 @@ def test_of_bytes_the_brightest_come_first_and_black_is_silent():
     # A fifth of the brightness, four fifths of the way from 0 to 20 ms; and the bias.
     expected = [0, np.inf, 16e-3, 0]
     np.testing.assert_allclose(spikes.first()[0], expected, rtol=1e-6)
+
+
+def test_noise_on_the_inputs_is_in_training_only():
+    config = yinyang.get_config()
+    features, labels = jax.random.uniform(jax.random.key(0), (8, 4)), jnp.zeros(8, int)
+    batch = {"features": features, "label": labels, "key": jax.random.key(1)}
+
+    def losses_of(config, batch):
+        experiment = create_experiment(config)
+        tx, _ = experiment.optimizer(1)
+        state = create_train_state(experiment, tx, jax.random.key(2), features[:1])
+        _, trained = jax.jit(train_step)(state, batch)
+        every = {**batch, "mask": jnp.ones(8, bool)}
+        return [m.loss.compute() for m in (trained, jax.jit(eval_step)(state, every))]
+
+    plain, evaluated = losses_of(config, batch)
+    config.noise.jitter, config.noise.loss = 2e-3, 0.3
+    noisy, same = losses_of(config, batch)
+    assert same == evaluated
+    assert abs(noisy - plain) > 1e-2
+    again, _ = losses_of(config, batch)
+    assert again == noisy
+    other, _ = losses_of(config, {**batch, "key": jax.random.key(3)})
+    assert abs(other - noisy) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        ({"jitter": -1e-3}, "config.noise: jitter is -0.001"),
+        ({"loss": 2.0}, "loss is 2"),
+    ],
+)
+def test_impossible_noise_is_refused_before_any_work(noise, message):
+    config = yinyang.get_config()
+    config.noise.update(noise)
+    with pytest.raises(TrainingError, match=message):
+        create_experiment(config)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -12,7 +13,7 @@ from jax import Array
 
 from jaxsnn import losses
 from jaxsnn.analytic import analytic
-from jaxsnn.coding import encode_latency, first_spike_times
+from jaxsnn.coding import encode_latency, first_spike_times, perturb
 from jaxsnn.eventprop import eventprop
 from jaxsnn.grid import check_dt
 from jaxsnn.layers import (
@@ -69,6 +70,7 @@ class Experiment(NamedTuple):
       read: the network's outputs to the readings that `loss` and `predict` share, such
         as maxima of voltages, which are found once; by default the outputs themselves.
       clip_norm: norm above which the optimizer clips the gradient.
+      perturb: ``(inputs, key)`` to inputs with noise, in training; None for no noise.
     """
 
     model: Network | GridNetwork
@@ -78,6 +80,7 @@ class Experiment(NamedTuple):
     optimizer: Callable[[int], tuple[optax.GradientTransformation, Schedule]]
     read: Callable[[Any], Any] = lambda outputs: outputs
     clip_norm: float = math.inf
+    perturb: Callable[[Spikes, Array], Spikes] | None = None
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -122,7 +125,22 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         optimizer,
         readout.read,
         config.clip_norm,
+        _noise(config),
     )
+
+
+def _noise(
+    config: ml_collections.ConfigDict,
+) -> Callable[[Spikes, Array], Spikes] | None:
+    if not any(config.noise.values()):
+        return None
+    noisy = functools.partial(perturb, **config.noise)
+    example = Spikes.from_times(jnp.zeros((1, 1)))
+    try:  # Now, not in the first step.
+        jax.eval_shape(noisy, example, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"config.noise: {error}") from error
+    return noisy
 
 
 def predict_first(times: Array) -> Array:

@@ -92,7 +92,9 @@ def create_train_state(
     variables = init(key, features)
     variables.pop("events", None)
     state = TrainState.create(
-        apply_fn=functools.partial(experiment.model.apply, **window),
+        apply_fn=_perturbed(
+            functools.partial(experiment.model.apply, **window), experiment
+        ),
         params=variables.pop("params"),
         tx=tx,
         collections=variables,
@@ -104,6 +106,20 @@ def create_train_state(
     )
     # Flax starts with a Python int, whose type changes, and recompiles, at step 2.
     return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def _perturbed(apply: Callable[..., Any], experiment: Experiment) -> Callable[..., Any]:
+    """The model, on inputs with noise where there is a key for it: in training."""
+    if experiment.perturb is None:
+        return apply
+    perturb = experiment.perturb
+
+    def run(variables: Any, inputs: Any, *, rngs: Any = None, **options: Any) -> Any:
+        if rngs and "noise" in rngs:
+            inputs = perturb(inputs, rngs["noise"])
+        return apply(variables, inputs, rngs=rngs, **options)
+
+    return run
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
@@ -123,7 +139,7 @@ def checked_step(
             {"params": params, **state.collections},
             state.encode_fn(batch["features"]),
             mutable=["events", *state.collections],
-            rngs=_rngs(batch),
+            rngs=_rngs(batch, training=True),
         )
         readings, events = state.read_fn(outputs), updates.get("events", {})
         losses = state.loss_fn(readings, labels, params, events)
@@ -261,8 +277,13 @@ def evaluate_split(
     return merge_steps(jax.lax.scan(step, None, (indices, keys))[1])
 
 
-def _rngs(batch: Batch) -> dict[str, jax.Array] | None:
-    return {"hardware": batch["key"]} if "key" in batch else None
+def _rngs(batch: Batch, training: bool = False) -> dict[str, jax.Array] | None:
+    if "key" not in batch:
+        return None
+    rngs = {"hardware": batch["key"]}
+    if training:
+        rngs["noise"] = jax.random.fold_in(batch["key"], 1)
+    return rngs
 
 
 def _count_nonfinite(tree: Any) -> Any:
