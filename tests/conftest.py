@@ -36,8 +36,12 @@ def logger():
 
 @pytest.fixture
 def tried(record_property):
-    """Records a row: a kind of fault, how often it was tried, what came of it."""
-    return lambda kind, tries, result: record_property("fault", (kind, tries, result))
+    """Records a kind of fault, how often it was tried, what came of it, and of what."""
+
+    def record(kind, tries, result, of=""):
+        record_property("fault", (kind, tries, result, of))
+
+    return record
 
 
 def pytest_addoption(parser):
@@ -69,25 +73,25 @@ class FaultTable:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" and report.passed:
-            self.rows[report.location[1:]] = [
+            self.rows[report.location] = [
                 value for name, value in report.user_properties if name == "fault"
             ]
 
     def pytest_sessionfinish(self, exitstatus):
         if exitstatus:
             return
-        tries = collections.Counter()
+        found = collections.defaultdict(collections.Counter)
         for _, rows in sorted(self.rows.items()):
-            for kind, count, result in rows:
-                tries[kind, result] += count
+            for kind, tries, result, of in rows:
+                found[kind, result][of] += tries
+        total = sum(tries.total() for tries in found.values())
         command = shlex.join(["pytest", *sys.argv[1:]])
-        lines = [
-            f"{sum(tries.values())} faults, by `{command}`:",
-            "",
-            "| fault | tries | result |",
-            "|---|---|---|",
-            *(f"| {kind} | {n} | {result} |" for (kind, result), n in tries.items()),
-        ]
+        lines = [f"{total} faults, by `{command}`:", ""]
+        lines += ["| fault | tries | result |", "|---|---|---|"]
+        for (kind, result), tries in found.items():
+            parts = ", ".join(f"{of} {n}" for of, n in sorted(tries.items()) if of)
+            parts = f" ({parts})" if parts else ""
+            lines.append(f"| {kind} | {tries.total()}{parts} | {result} |")
         head, _, rest = self.path.read_text().partition(self.BEGIN)
         _, _, tail = rest.partition(self.END)
         parts = [head + self.BEGIN, *lines, self.END + tail]

@@ -19,6 +19,8 @@ def blocks(page):
 )
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Some pages write files.
+    if any("jaxsnn.plot" in block for block in blocks(page)):
+        pytest.importorskip("matplotlib")
     names = {}
     for block in blocks(page):
         exec(compile(block, page.name, "exec"), names)

@@ -72,6 +72,7 @@ class Experiment:
     optimizer: Callable[..., Any]
     read: Callable[..., Any] = lambda outputs: outputs
     clip_norm: float = float("inf")
+    perturb: Any = None
 
 
 def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
