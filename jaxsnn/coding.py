@@ -328,6 +328,62 @@ def encode_recordings(
     return spikes.keep(longest if slots is None else slots)
 
 
+def decode_recordings(
+    spikes: Spikes, *, size: tuple[int, int, int] | None = None, unit: float = 1e-6
+) -> list[np.ndarray]:
+    """Makes structured arrays of events, as `tonic` has them, one of each sample.
+
+    The inverse of `encode_recordings`: the fields are `t`, int64, in units of `unit`,
+    rounded, and for a sensor `x`, `y` and `p`, else the source as `x`. Events are in
+    the order of the spikes. Runs in NumPy.
+
+    Spikes in float32 tell microseconds apart up to 16 s; for longer recordings use
+    ``jax.enable_x64(True)``.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> spikes = Spikes.from_times(jnp.array([[[3e-3], [jnp.inf], [1e-3]]]))
+      >>> (events,) = decode_recordings(spikes)
+      >>> events["t"].tolist(), events["x"].tolist()
+      ([1000, 3000], [2, 0])
+
+    Args:
+      spikes: ``[*batch, slots]``; batch axes become one.
+      size: of the sensor, ``(W, H, P)``.
+      unit: of the field `t`, in seconds; microseconds by default.
+
+    Raises:
+      ValueError: a sensor of another number of sources; times that are as late as
+        floats of that precision cannot tell units apart.
+    """
+    if size is not None and math.prod(size) != spikes.size:
+        raise ValueError(
+            f"size is {size}, a sensor of {math.prod(size)} sources, but the spikes are"
+            f" of {spikes.size}."
+        )
+    names = ["x"] if size is None else ["x", "y", "p"]
+    width, height, _ = (spikes.size, 1, 1) if size is None else size
+    recordings = []
+    flat = spikes.reshape_batch(-1)
+    for time, source in zip(np.asarray(flat.time), np.asarray(flat.index), strict=True):
+        there = source != NO_INDEX
+        time, source = time[there], source[there]
+        if time.size and np.spacing(np.abs(time).max()) > unit:
+            raise ValueError(
+                f"a spike is at {np.abs(time).max()} s, where {time.dtype} does not"
+                f" tell times of {unit} s apart; use float64, or a longer unit."
+            )
+        kinds = [("t", np.int64), *((name, np.int32) for name in names)]
+        events = np.empty(time.size, kinds)
+        events["t"] = np.rint(time.astype(float) / unit)
+        rest = source
+        for name, length in zip(names, (width, height, spikes.size), strict=False):
+            rest, events[name] = np.divmod(rest, length)
+        recordings.append(events)
+    return recordings
+
+
 def repeat(
     spikes: Spikes, *, delays: Sequence[float] = (0.0,), copies: int = 1
 ) -> Spikes:

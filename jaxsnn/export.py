@@ -142,8 +142,9 @@ def load(path: str | os.PathLike[str]) -> Program:
 class Program:
     """A function that was read from a file; call it with a batch.
 
-    It compiles for each new size of the batch, once. Attributes:
+    It compiles for each new size of the batch, once.
 
+    Attributes:
       about: what the file says: the version of JAX that wrote it, the platforms it is
         for, the form of inputs and results.
       exported: the function as JAX has it.

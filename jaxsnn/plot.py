@@ -107,8 +107,10 @@ def raster(
       figure: a figure or subfigure to draw into.
     """
     layers = [x for x in activity.layers if x.neuron is not None]
-    figure = _new(figure, (7.5, 1.2 + 1.1 * (len(layers) + 1)))
-    heights = [1.6 if x.neurons > 20 else 1 for x in reversed(layers)] + [0.8]
+    # In inches; there is room for a name at each of a few neurons.
+    heights = [1.5 if x.neurons > 20 else 0.6 + 0.15 * x.neurons for x in layers[::-1]]
+    heights = [*heights, 0.9]
+    figure = _new(figure, (7.5, 0.8 + sum(heights)))
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     end, decision = _end(activity, sample), None
     for ax, layer in zip(axes, reversed(layers), strict=False):
@@ -285,12 +287,12 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, figure: Any = None) ->
         for n, (s, ls) in enumerate((("train", "-"), ("validation", "--")))
     ]
     figure = _new(figure, (7.5, 4.6))
-    axes = figure.subplots(2, 2, sharex=True)
-    (loss, error), (silent, rate) = axes
+    (loss, error), (silent, rate) = figure.subplots(2, 2, sharex=True)
+    alone = {"marker": "o"} if len(x) == 1 else {}  # No line goes through one point.
     for split, color, style in splits:
         if f"{split}/loss" not in last:
             continue
-        form = {"color": color, "ls": style, "label": split}
+        form = {"color": color, "ls": style, "label": split, **alone}
         loss.plot(x, curve(f"{split}/loss"), **form)
         error.plot(x, 100 * (1 - curve(f"{split}/accuracy")), **form)
     for row in rows:
@@ -303,13 +305,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, figure: Any = None) ->
     for n, name in enumerate(names):
         layer = name.removeprefix("events/").removesuffix("_silent")
         form = {"label": layer, "ls": ("-", "--", ":")[n % 3], "color": COLORS[n % 7]}
-        silent.plot(x, 100 * curve(name), **form)
-    rate.plot(x, curve("learning_rate"), color=COLORS[0])
-    for ax, values in (
-        (loss, curve("train/loss")),
-        (error, 1 - curve("train/accuracy")),
-    ):
-        if np.nanmin(values, initial=np.inf) > 0:
+        silent.plot(x, 100 * curve(name), **form, **alone)
+    rate.plot(x, curve("learning_rate"), color=COLORS[0], **alone)
+    for ax in (loss, error):
+        drawn = np.concatenate([np.ravel(line.get_ydata()) for line in ax.lines])
+        if np.nanmin(drawn, initial=np.inf) > 0:
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
@@ -320,6 +320,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], *, figure: Any = None) ->
     silent.set_ylim(-0.5, max(10, 1.1 * silent.dataLim.y1))
     rate.set(ylabel="learning rate", ylim=(0, None), xlabel="epoch")
     rate.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    if alone:
+        rate.set_xlim(x[0] - 1, x[0] + 1)
     for ax in (loss, error, silent):
         if ax.lines:
             ax.legend()

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxsnn import Spikes
+from jaxsnn.coding import decode_recordings, encode_recordings
 from jaxsnn.exchange import from_nir, from_nir_data, to_nir, to_nir_data
 from jaxsnn.layers import (
     LI,
@@ -51,17 +52,17 @@ NETWORKS = {
                 name="hidden",
             ),
             Delay(learned(0.5e-3, 2e-3), name="axons"),
-            LIF(2, t_ref=2e-3, max_spikes=4, name="output"),
+            LIF(2, max_spikes=4, name="output"),
             Delay(1e-3),
         ]
     ),
-    "delays of synapses": Network(
+    "voltages": Network(
         [
             LIF(3, delay=Bounded(0.0, 3e-3), max_spikes=2),
-            LIF(2, delay=((1e-3, 2e-3),), max_spikes=2),
+            Delay((1e-3, 0.0, 2e-3)),
+            LI(2, v_leak=0.2),
         ]
     ),
-    "voltages": Network([LIF(3), Delay((1e-3, 0.0, 2e-3)), LI(2, v_leak=0.2)]),
     "recurrent": LIF(
         3,
         max_spikes=3,
@@ -88,8 +89,7 @@ NETWORKS = {
 }
 CONVENTIONS = {
     "learned": {},
-    "delays of synapses": {"time_unit": 1e-3, "voltage_unit": 1 / 15e-3},
-    "voltages": {"pulse": 1e-4},
+    "voltages": {"pulse": 1e-4, "voltage_unit": 1 / 15e-3},
     "recurrent": {"pulse": "jump", "time_unit": 1e-6},
     "graph": {"pulse": 1e-4, "time_unit": 1e-3, "voltage_unit": 2.0},
 }
@@ -150,7 +150,7 @@ def test_weights_and_limits_survive_to_the_last_bit(trained):
         kernel = variables["params"][name]["kernel"]
         np.testing.assert_array_equal(same["params"][name]["kernel"], kernel)
     hidden, axons, output, late = again.layers
-    assert (hidden.max_spikes, hidden.slots, output.t_ref) == (3, 9, 2e-3)
+    assert (hidden.max_spikes, hidden.slots, output.max_spikes) == (3, 9, 4)
     tau = jnp.exp(variables["params"]["hidden"]["log_tau_mem"])
     np.testing.assert_array_equal(np.float32(hidden.tau_mem), tau)
     wait = jnp.exp(variables["params"]["axons"]["log_delay"])
@@ -158,9 +158,18 @@ def test_weights_and_limits_survive_to_the_last_bit(trained):
     assert np.float32(late.delay) == np.float32(1e-3)
 
 
-def test_delays_of_synapses_are_nodes_that_need_no_metadata(trained):
-    variables, _ = trained("delays of synapses")
-    graph = quietly(NETWORKS["delays of synapses"], variables)
+def test_delays_of_synapses_are_nodes_that_need_no_metadata():
+    network = Network(
+        [
+            LIF(3, delay=Bounded(0.0, 3e-3), max_spikes=2),  # All of them differ.
+            LIF(2, delay=((1e-3, 2e-3),), max_spikes=2),  # Of the targets only.
+        ]
+    )
+    shapes = jax.eval_shape(lambda: INPUTS)
+    variables = network.lazy_init(jax.random.key(3), shapes)
+    graph = quietly(network, variables)
+    assert "input_to_layers_0_copies" in graph.nodes
+    assert "layers_0_to_layers_1_copies" not in graph.nodes
     with_metadata, _ = from_nir(graph)
     for node in [graph, *graph.nodes.values()]:
         node.metadata = {}
@@ -168,6 +177,7 @@ def test_delays_of_synapses_are_nodes_that_need_no_metadata(trained):
     assert again == with_metadata
     wait = 3e-3 * jax.nn.sigmoid(variables["params"]["layers_0"]["logit_delay"])
     np.testing.assert_allclose(again.layers[0].delay, wait, rtol=1e-6)
+    np.testing.assert_allclose(again.layers[1].delay, [[1e-3, 2e-3]], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, same, kernels(variables))
 
 
@@ -202,13 +212,13 @@ def test_the_three_ways_to_write_a_spike():
     node, matrix = written(pulse=1e-4)
     np.testing.assert_allclose(node.r * 1e-4 / node.tau_mem, 1.0)
     np.testing.assert_allclose(node.w_in * 1e-4 / node.tau_syn, 1.0)
-    np.testing.assert_allclose(matrix, weight.T / np.array([[100.0], [120.0]]))
+    np.testing.assert_allclose(matrix.T, weight / np.array([100.0, 120.0]), rtol=1e-6)
 
 
 def test_what_nir_has_no_field_for_is_said(trained):
-    variables, _ = trained("learned")
-    with pytest.warns(UserWarning, match=r"max_spikes of hidden \(3\).*t_ref of outp"):
-        to_nir(NETWORKS["learned"], variables)
+    variables, _ = trained("recurrent")
+    with pytest.warns(UserWarning, match=r"max_spikes of LIF \(3\), t_ref of LIF \(0"):
+        to_nir(NETWORKS["recurrent"], variables)
 
 
 def test_the_package_itself_finds_the_graph_sound(tmp_path, trained):
@@ -465,3 +475,30 @@ def test_grids_and_values_of_a_container():
             from_nir_data(data)
     with pytest.raises(ValueError, match="no node has an observable 'rates'"):
         from_nir_data(data, observable="rates")
+
+
+def test_recorded_events_come_back():
+    kind = [("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", np.int8)]
+    rng = np.random.default_rng(0)
+    recordings = []
+    for length in (7, 0, 3):
+        events = np.zeros(length, kind)
+        for name, high in [("x", 4), ("y", 3), ("p", 2)]:
+            events[name] = rng.integers(0, high, length)
+        # Up to 15 s, where float32 has just room for microseconds.
+        events["t"] = np.sort(rng.choice(15_000_000, length, replace=False))
+        recordings.append(events)
+    spikes, dropped = encode_recordings(recordings, size=(4, 3, 2))
+    assert spikes.time.shape == (3, 7)
+    assert not dropped.any()
+    again = decode_recordings(spikes, size=(4, 3, 2))
+    for one, other in zip(recordings, again, strict=True):
+        for name in "xytp":
+            np.testing.assert_array_equal(one[name], other[name])
+    with pytest.raises(ValueError, match="24 sources, but the spikes are of 5"):
+        decode_recordings(Spikes.from_times(jnp.ones((5, 1))), size=(4, 3, 2))
+    with pytest.raises(ValueError, match=r"at 20\.0 s, where float32"):
+        decode_recordings(Spikes.from_times(jnp.full((1, 1), 20.0)))
+    (shift,) = decode_recordings(Spikes.from_times(jnp.full((2, 1), 20.0)), unit=1e-3)
+    assert shift["t"].tolist() == [20_000, 20_000]
+    assert shift["x"].tolist() == [0, 1]

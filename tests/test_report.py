@@ -128,6 +128,16 @@ def test_the_page_is_complete_and_asks_nobody(run):
         assert cells[name] == json.dumps(value)
 
 
+def test_outputs_have_the_names_of_the_classes():
+    config = config_of()
+    assert tuple(figures.class_names(config)) == ("yin", "yang", "dot")
+    config.model.outputs = 2  # Of another task: numbers.
+    assert list(figures.class_names(config)) == ["0", "1"]
+    config.dataset = "fashion_mnist_idx"
+    config.model.outputs = 10
+    assert figures.class_names(config)[9] == "ankle boot"
+
+
 def test_pictures_are_sent_to_tensorboard(run):
     directory, _, _ = run
     (path,) = directory.glob("events*")

@@ -42,6 +42,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
 p { margin: .4rem 0; max-width: 52rem; }
+nav { margin-top: .8rem; }
 nav a { margin-right: 1rem; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
 figure { margin: 0; max-width: 100%; }
