@@ -229,7 +229,7 @@ def feedback(
       recurrent: connections of the layer with itself.
       times: spikes of the layer, ``[batch, neurons, n]``.
       at: times of interest, ``[batch, neurons, n]``.
-      since: times of the same shape; only arrivals after them count.
+      since: times of the same shape; only arrivals then or later count.
 
     Returns:
       The sums, ``[batch, neurons, n]``.
@@ -243,7 +243,7 @@ def feedback(
         sent, weights, delay = source  # [batch], [neurons], [neurons]
         dt, after = arrived(at, sent[:, None, None], delay[:, None])
         if since is not None:
-            after &= sent[:, None, None] + delay[:, None] > since
+            after &= sent[:, None, None] + delay[:, None] >= since
             dt = jnp.where(after, dt, 0)
         return total + weights[:, None] * jnp.where(after, response(each, dt), 0), None
 
@@ -262,9 +262,9 @@ def arrived(at: Array, sent: Array, delay: Time) -> tuple[Array, Array]:
     of each other.
     """
     both = (at < NO_TIME) & (sent < NO_TIME)
-    dt = jnp.where(both, at, 0) - jnp.where(both, sent, 0) - delay
-    after = both & (dt > 0)
-    return jnp.where(after, dt, 0), after
+    arrival = jnp.where(both, sent, 0) + delay
+    after = both & (at > arrival)
+    return jnp.where(after, jnp.where(both, at, 0) - arrival, 0), after
 
 
 def arrival_pull(
@@ -280,7 +280,7 @@ def arrival_pull(
     if release is None:
         return pull
     held = after & (release > sent + delay)
-    wait = jnp.where(held, release - sent - delay, 0)
+    wait = jnp.where(held, release - (sent + delay), 0)
     rest = jnp.where(held, at - release, 0)
     early = -synaptic_decay(neuron, wait) / neuron.tau_syn * psp(neuron, rest)
     return jnp.where(held, early, pull)

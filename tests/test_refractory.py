@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxsnn import Spikes
+from jaxsnn import Spikes, check_gradients
 from jaxsnn.analytic import analytic
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers import LIF, Network, grid_twin
@@ -346,3 +346,16 @@ def test_a_learned_period_starts_above_zero():
     layer = LIF(3, t_ref=nn.initializers.zeros)
     with pytest.raises(ValueError, match=r"t_ref returns 0\.0, expected"):
         layer.init(jax.random.key(0), Spikes.from_times(jnp.zeros((1, 2, 1))))
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_own_spike_may_arrive_at_the_very_end_of_the_period():
+    rng = np.random.default_rng(0)
+    inputs = Spikes.from_times(jnp.array(rng.uniform(0, 10e-3, (2, 5, 2))))
+    times = {"recurrent_delay": 2e-3, "t_ref": 2e-3}
+    layer = LIF(4, recurrent=True, **times, max_spikes=5, param_dtype=jnp.float64)
+    kernel, lateral = rng.normal(4, 1, (5, 4)), rng.normal(0.5, 1, (4, 4))
+    params = {"kernel": jnp.array(kernel), "recurrent_kernel": jnp.array(lateral)}
+    report = check_gradients(layer, {"params": params}, inputs)
+    assert report.ok, report  # It compares with central differences.
+    assert report.layers[0].spikes > 20
