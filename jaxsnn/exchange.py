@@ -1,7 +1,7 @@
 r"""Networks and spikes from and to NIR, the format that simulators and chips share.
 
-The `Neuromorphic Intermediate Representation <https://neuroir.org>`_ describes neurons
-by differential equations. Of its ``CubaLIF`` they are
+The `Neuromorphic Intermediate Representation <https://github.com/neuromorphs/NIR>`_
+describes neurons by differential equations. Of its ``CubaLIF`` they are
 
 .. math::
     \tau_s \dot I_n = -I_n + w_n \sum_j W_{nj} S_j, \qquad
@@ -17,8 +17,8 @@ differ. It has to be said, as `pulse`:
 - a number :math:`\Delta`, in seconds: :math:`S_j` is 1 for one time step of that
   length, as in snnTorch, whose step is 1e-4. For a short step,
   :math:`c_n = \Delta / \tau_s`.
-- ``"jump"``: the current jumps by :math:`w_n W_{nj}`, so :math:`c_n = 1`; Norse and the
-  package jaxsnn on PyPI write that.
+- ``"jump"``: the current jumps by :math:`w_n W_{nj}`, so :math:`c_n = 1`, which
+  is what Norse writes.
 
 In `jaxsnn.layers` the resistance is part of the current, which a spike of :math:`j`
 lifts by a weight. So a file is read as
@@ -223,8 +223,7 @@ def from_nir(
             "the file does not say what a spike is, and tools differ by factors of a"
             " thousand. Write pulse='dirac' if spikes are pulses of area 1 as in NIR's"
             " equations, pulse=1e-4 (the time step in seconds) for snnTorch,"
-            " pulse='jump' for Norse and the package jaxsnn on PyPI; see"
-            " jaxsnn.exchange."
+            " pulse='jump' for Norse; see jaxsnn.exchange."
         )
     said = meta.get("time_unit", 1.0) if time_unit is None else time_unit
     volts = meta.get("voltage_unit", 1.0) if voltage_unit is None else voltage_unit
@@ -342,11 +341,15 @@ class _Units(NamedTuple):
 
     def factor(self, node: Any) -> np.ndarray:
         """What the weights of a neuron node are multiplied with, ``[neurons]``."""
-        jump = np.asarray(node.r, float) * node.w_in * self.voltage_unit
+        # Tools that are written for PyTorch put its tensors into graphs.
+        r, w_in, tau_syn = (
+            np.asarray(x, float) for x in (node.r, node.w_in, node.tau_syn)
+        )
+        jump = r * w_in * self.voltage_unit
         if self.pulse == "jump":
             return jump
         area = 1.0 if isinstance(self.pulse, str) else self.pulse / self.time_unit
-        return jump * area / node.tau_syn
+        return jump * area / tau_syn
 
     def node(self, nir: Any, population: Neurons, slots: int | None) -> Any:
         """The node of a population."""
@@ -578,7 +581,7 @@ class _Reader:
         self._name = _names(self.neurons)
         entry = self._nodes[self._entries[0]]
         self._size = {_INPUT: int(np.prod(entry.input_type["input"]))}
-        self._size |= {k: np.size(n.tau_mem) for k, n in self.neurons.items()}
+        self._size |= {k: np.ravel(n.tau_mem).size for k, n in self.neurons.items()}
         self._leaving: dict[str, dict[str, _Paths]] = {}
         self._arriving = {key: self._arrivals(key, ()) for key in self.neurons}
         for key, paths in self._arriving.items():  # Fields of one entry hold for all.
@@ -718,7 +721,7 @@ class _Reader:
         for key, node in self._nodes.items():
             if not isinstance(node, known):
                 raise self._refusal(key, reasons.get(type(node), "it is not known"))
-            if isinstance(node, nir.Affine) and np.any(node.bias):
+            if isinstance(node, nir.Affine) and np.any(np.asarray(node.bias)):
                 raise self._refusal(
                     key,
                     "its bias is a current that never ends, which neurons here do not"
@@ -740,7 +743,7 @@ class _Reader:
             for source, p in paths.items():
                 here, there = self._size[key], self._size[source]
                 shape = (there, there) if p.weight is None else p.weight.shape
-                if shape != (here, there) or np.size(self.neurons[key].r) > here:
+                if shape != (here, there) or np.ravel(self.neurons[key].r).size > here:
                     raise self._refusal(
                         key,
                         f"it has {here} neurons, but weights of shape {shape} come"
@@ -775,7 +778,8 @@ class _Reader:
             found = self._arrivals(key, (*way, key))
             try:
                 if isinstance(node, nir.Linear | nir.Affine):
-                    found = {s: p.through(node.weight) for s, p in found.items()}
+                    weight = np.asarray(node.weight)
+                    found = {s: p.through(weight) for s, p in found.items()}
                 elif isinstance(node, nir.Scale):
                     found = {
                         s: p.scaled(np.ravel(node.scale)) for s, p in found.items()
@@ -946,7 +950,7 @@ def _check_unit(name: str, value: Any) -> None:
 
 def _check_plausible(neurons: Mapping[str, Any]) -> None:
     for key, node in neurons.items():
-        longest = max(np.max(node.tau_mem), np.max(node.tau_syn))
+        longest = np.max([np.max(np.asarray(x)) for x in (node.tau_mem, node.tau_syn)])
         if longest > 1:
             raise ValueError(
                 f"node {key!r} has a time constant of {longest:g}. If the file is in"

@@ -31,6 +31,13 @@ def logger():
     library.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Lets go of compiled programs, which would fill the memory with one another."""
+    yield
+    jax.clear_caches()
+
+
 # The table of faults; `pytest --fault-table=docs/faults.md` writes it
 
 
