@@ -2,8 +2,10 @@
 
 Command: `python train.py --config=configs/fashion_mnist.py`
 
-Test accuracy after the last of 30 epochs, seed 0: 85.6 % (training set: 96 %, so that
-what is missing is a regulariser). Training: 2,200 samples/s, 25 s per epoch, on a core.
+Test accuracy after the last of 30 epochs, seed 0: 85.6 % (training set: 96 %). Training:
+2,200 samples/s, 25 s per epoch, on a core. Noise on the inputs closes the gap between the
+two: with `--config.noise.jitter=1e-3 --config.noise.loss=0.05`, 87 % of the training and
+86 % of the validation set are right after 9 epochs; a whole run was not measured.
 
 The bright pixels come first, black ones not at all. The images are downloaded by tfds,
 or taken from files; see `jaxsnn.datasets.FashionMnistIdx`. For MNIST:
@@ -29,8 +31,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.encoding.t_late = 20e-3  # s
     config.encoding.bias = 0.0  # s
     config.encoding.cutoff = 1.0
-    config.noise.jitter = 1e-3  # s
-    config.noise.loss = 0.05
     config.loss.tau = 1e-3  # s
     config.loss.early = 0.0  # Among ten outputs, nothing makes all of them late.
     config.loss.bump = 3e-3

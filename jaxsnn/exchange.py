@@ -61,7 +61,7 @@ from flax import linen as nn  # noqa: TID251  # To bind modules and annotate the
 from jaxsnn.backend import Population as Neurons
 from jaxsnn.coding import encode_raster
 from jaxsnn.layers import LI, LIF, Connection, Delay, Graph, Network, Population
-from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes
+from jaxsnn.spikes import NO_INDEX, Spikes
 
 if TYPE_CHECKING:
     import nir
@@ -975,8 +975,8 @@ def _spikes(nir: Any, data: Any, time_unit: float) -> Spikes:
     there = np.asarray(data.idx) != NO_INDEX
     if isinstance(data, nir.ValuedEventData) and (data.value[there] != 1).any():
         raise ValueError("its events have values other than 1, and spikes have none.")
-    time = np.where(there, data.time, NO_TIME).astype(float) * time_unit
-    return Spikes.from_events(
+    time = np.asarray(data.time, float) * time_unit
+    return Spikes.from_events(  # A slot with the index -1 is empty, whatever its time.
         jnp.asarray(time), jnp.asarray(data.idx, jnp.int32), int(data.n_neurons)
     )
 
