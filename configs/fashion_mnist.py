@@ -5,7 +5,8 @@ Command: `python train.py --config=configs/fashion_mnist.py`
 Test accuracy after the last of 30 epochs, seed 0: 85.6 % (training set: 96 %). Speed:
 2,200 samples/s, 25 s per epoch, on a core. Noise on the inputs closes the gap between
 the two: with `--config.noise.jitter=1e-3 --config.noise.loss=0.05`, 87 % of the
-training set and 86 % of the validation set after 9 epochs; a whole run was not measured.
+training set and 86 % of the validation set after 9 epochs; a whole run with it was not
+measured.
 
 The bright pixels come first, black ones not at all. The images are downloaded by tfds,
 or taken from files; see `jaxsnn.datasets.FashionMnistIdx`. For MNIST:
