@@ -28,14 +28,7 @@ BAD_EXAMPLE = 7
 @pytest.fixture
 def bad_data(monkeypatch):
     """One training example is NaN."""
-
-    def load(name, split, data_dir=None):
-        data = training_dummy.load(name, split)
-        if split == "train":
-            data["features"][BAD_EXAMPLE] = np.nan
-        return data
-
-    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(datasets, "load", training_dummy.load_with_nan(BAD_EXAMPLE))
 
 
 def step_by_step(config, until):

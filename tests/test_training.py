@@ -509,13 +509,7 @@ def test_nan_in_the_data_stops_at_its_step(tmp_path, monkeypatch):
     order = jax.random.permutation(order_key, 70)
     step_in_epoch, example = 2, order[2 * 16 + 5]
 
-    def load(name, split, data_dir=None):
-        data = training_dummy.load(name, split)
-        if split == "train":
-            data["features"][example] = np.nan
-        return data
-
-    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(datasets, "load", training_dummy.load_with_nan(example))
     step = 2 * STEPS_PER_EPOCH + step_in_epoch + 1
     message = rf"step {step} \(epoch 3\): the loss is nan.* last good .* step 8 in"
     with pytest.raises(training.NonFiniteError, match=message):

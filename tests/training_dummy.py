@@ -201,6 +201,18 @@ def load(name: str, split: str, data_dir: str | None = None) -> dict[str, np.nda
     return {"features": features, "label": label}
 
 
+def load_with_nan(example: int) -> Any:
+    """As `load`, but the features of one training example are NaN."""
+
+    def load_it(name: str, split: str, data_dir: str | None = None) -> Any:
+        data = load(name, split, data_dir)
+        if split == "train":
+            data["features"][example] = np.nan
+        return data
+
+    return load_it
+
+
 def make_state(**fields: Any) -> TrainState:
     """A state for tests that bring their own functions."""
     defaults = {
