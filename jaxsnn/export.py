@@ -122,14 +122,18 @@ def load(path: str | os.PathLike[str]) -> Program:
       ValueError: a file that is not one of these, damaged, or of another version.
     """
     _require_flatbuffers()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read(_ABOUT))
-            serialized = archive.read(_PROGRAM)  # Raises if its checksum is another.
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is no file of jaxsnn.export, or damaged: {error}"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                about = json.loads(archive.read(_ABOUT))
+                # Raises if its checksum is another.
+                serialized = archive.read(_PROGRAM)
+        # A flipped bit makes zipfile raise nearly anything: BadZipFile, zlib.error,
+        # EOFError, OSError, RuntimeError (it looks encrypted), NotImplementedError.
+        except Exception as error:
+            raise ValueError(
+                f"{os.fspath(path)} is no file of jaxsnn.export, or damaged: {error}"
+            ) from error
     if about["format"] != _VERSION:
         raise ValueError(
             f"{os.fspath(path)} has format {about['format']}; this code reads format"
