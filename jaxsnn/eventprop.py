@@ -26,6 +26,8 @@ spiking neural networks <https://doi.org/10.1038/s41598-021-91786-z>`_, Sci. Rep
 12829 (2021), state it with adjoint ODEs; for this neuron those have the solution above.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -110,13 +112,13 @@ def _attach_bwd(residuals, grad_times):
         *grads, grad_recurrent = jax.vjp(gap, *given)[1](-mu)
         grads = jax.tree.map(_first_order, (*grads, None, grad_recurrent))
         return tuple(grads)
-    grad_neuron, grad_recurrent = neuron, recurrent
-    if jax.tree.leaves((neuron, recurrent)):
+    grad_neuron = neuron
+    if jax.tree.leaves(neuron):
 
-        def by_rest(neuron: Neuron, recurrent: Recurrent | None) -> Array:
+        def by_neuron(neuron: Neuron) -> Array:
             return gap(neuron, kernel, inputs, start, recurrent)
 
-        grad_neuron, grad_recurrent = jax.vjp(by_rest, neuron, recurrent)[1](-mu)
+        (grad_neuron,) = jax.vjp(by_neuron, neuron)[1](-mu)
     # [n, batch, neurons]: the spikes of each neuron, against the inputs' events.
     times, mu = jnp.moveaxis(record.times, -1, 0), jnp.moveaxis(mu, -1, 0)
     places = Places.of(inputs)
@@ -127,6 +129,9 @@ def _attach_bwd(residuals, grad_times):
     else:
         grad_time = grad_time.reshape(inputs.by_source.shape)
         grad_inputs = Spikes._known_good(None, None, inputs.size, grad_time)
+    grad_recurrent = None
+    if recurrent is not None:
+        grad_recurrent = _pull_back_own(neuron, recurrent, times, mu)
 
     grad_start = None
     if start is not None:
@@ -256,6 +261,37 @@ def _multipliers(
     return jnp.moveaxis(mu, 0, -1)
 
 
+def _pull_back_own(
+    neuron: Neuron, recurrent: Recurrent, times: Array, mu: Array
+) -> Recurrent:
+    """As `_pull_back`, for the connections of the layer with itself.
+
+    Their times are those of the layer, whose share is in `mu`; see
+    `_coupled_multipliers`.
+    """
+    n, _, neurons = times.shape
+    delay, sum_up = jax.vjp(
+        lambda delay: jnp.broadcast_to(delay, recurrent.kernel.shape), recurrent.delay
+    )
+    sent = jnp.moveaxis(times, -1, 0).reshape(neurons * n, -1)
+    sources = (sent, jnp.repeat(delay, n, axis=0))
+
+    def rows(response: Callable[[Neuron, Array], Array]) -> Array:
+        """Sums over samples, ``[neurons, neurons]``."""
+
+        def source(_: None, source: tuple[Array, Array]) -> tuple[None, Array]:
+            sent, delay = source
+            dt, after = arrived(times, sent[:, None], delay)
+            return None, jnp.sum(jnp.where(after, mu * response(neuron, dt), 0), (0, 1))
+
+        total = lax.scan(source, None, sources)[1]
+        return jnp.sum(total.reshape(neurons, n, neurons), axis=1)
+
+    # Apart, so that that of the delays costs nothing where no one asks for it.
+    (grad_delay,) = sum_up(recurrent.kernel * rows(psp_slope))
+    return Recurrent(-rows(psp), grad_delay)
+
+
 def _coupled_multipliers(
     neuron: Neuron,
     record: Record,
@@ -269,38 +305,41 @@ def _coupled_multipliers(
     :math:`\sum_m w_{nm} \sum_{t_r > t_s + d_{nm}} \mu_r \dot k(t_r - t_s - d_{nm})`.
     All that is later is known if spikes are taken from the last to the first.
     """
-    times = record.times
-    batch, neurons, n = times.shape
+    # [n, batch, neurons]: on a CPU, a short last axis takes five times as long.
+    times, slope, grad = (
+        jnp.moveaxis(x, -1, 0) for x in (record.times, record.slope, grad_times)
+    )
+    n, batch, neurons = times.shape
     rows = jnp.arange(batch)
     spiked = times < NO_TIME
-    grad = jnp.where(spiked, grad_times, 0)
-    inverse = jnp.where(spiked, 1 / record.slope, 0)
+    grad = jnp.where(spiked, grad, 0)
+    inverse = jnp.where(spiked, 1 / slope, 0)
     delay = jnp.broadcast_to(recurrent.delay, recurrent.kernel.shape)
     tau_mem = jnp.broadcast_to(jnp.asarray(neuron.tau_mem, times.dtype), (neurons,))
     jump = jnp.broadcast_to(neuron.v_th - neuron.v_reset, (neurons,)) / tau_mem
-    held = releases(neuron, times)
-    order = argsort_times(times.reshape(batch, -1))
-    total = jnp.max(jnp.sum(spiked, axis=(1, 2)))
+    held = releases(neuron, record.times)
+    if held is not None:
+        held, release = jnp.moveaxis(held, -1, 0), jnp.moveaxis(release, -1, 0)
+    order = argsort_times(record.times.reshape(batch, -1))
+    total = jnp.max(jnp.sum(spiked, axis=(0, 2)))
 
-    def own(mu: Array, source: Array, slot: Array, sent: Array) -> Array:
+    def own(mu: Array, slot: Array, source: Array, sent: Array) -> Array:
         if release is not None:
             after = jnp.minimum(slot + 1, n - 1)
-            next_one = mu[rows, source, after] * release[rows, source, after]
+            next_one = mu[after, rows, source] * release[after, rows, source]
             return jnp.where(slot + 1 < n, next_one, 0)
-        dt, after = arrived(times[rows, source], sent[:, None], 0.0)
-        decay = jnp.where(after, jnp.exp(-dt / tau_mem[source][:, None]), 0)
-        return jump[source] * jnp.sum(mu[rows, source] * decay, axis=-1)
+        dt, after = arrived(times[:, rows, source], sent, 0.0)
+        decay = jnp.where(after, jnp.exp(-dt / tau_mem[source]), 0)
+        return jump[source] * jnp.sum(mu[:, rows, source] * decay, axis=0)
 
     def step(k: Array, mu: Array) -> Array:
         source, slot = jnp.divmod(order[:, total - 1 - k], n)
-        sent = times[rows, source, slot]
-        since = sent[:, None, None]
-        pull = arrival_pull(
-            neuron.over(-1), times, since, delay[source][..., None], held
-        )
-        pull = recurrent.kernel[source][..., None] * mu * pull
-        h = grad[rows, source, slot] + own(mu, source, slot, sent)
-        h += jnp.sum(pull, axis=(1, 2))
-        return mu.at[rows, source, slot].set(h * inverse[rows, source, slot])
+        here = slot, rows, source
+        sent = times[here]
+        pull = arrival_pull(neuron, times, sent[:, None], delay[source], held)
+        pull = jnp.sum(recurrent.kernel[source] * mu * pull, axis=(0, 2))
+        h = grad[here] + own(mu, slot, source, sent) + pull
+        return mu.at[here].set(h * inverse[here])
 
-    return lax.fori_loop(0, total, step, jnp.zeros_like(grad))
+    mu = lax.fori_loop(0, total, step, jnp.zeros_like(grad))
+    return jnp.moveaxis(mu, 0, -1)
