@@ -24,6 +24,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.num_epochs = 2 if arg == "smoke" else 150
     config.batch_size = 50
     config.learning_rate = 1e-2  # Decays to 0 along a cosine.
+    # Of the weights of a layer with itself; None: the same.
+    config.recurrent_learning_rate = config_dict.placeholder(float)
     config.clip_norm = 0.5  # Of the gradient: grazing spikes have huge ones.
     config.nonfinite = "stop"  # Of NaN or Inf in a step; or "skip" it, and count.
 

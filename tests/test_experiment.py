@@ -88,7 +88,6 @@ def test_a_sweep_has_every_point_of_its_grid_once():
 )
 def test_all_that_a_config_adds_is_learned(config, shapes):
     config = config.get_config()
-    config.model.recurrent_delay /= 5  # Or the first outputs are there before it acts.
     experiment = create_experiment(config)
     features = jax.random.uniform(jax.random.key(1), (4, 4))
     inputs = experiment.encode(features)
@@ -109,6 +108,26 @@ def test_all_that_a_config_adds_is_learned(config, shapes):
     for parameter in jax.tree.leaves(grads):
         assert jnp.isfinite(parameter).all()
         assert (parameter != 0).any()
+
+
+def test_recurrent_weights_learn_at_their_own_rate():
+    config = yinyang_recurrent.get_config()
+    config.learning_rate, config.recurrent_learning_rate = 1e-2, 3e-4
+    optimizer, _ = create_experiment(config).optimizer(10)
+    params = {
+        "hidden": {"kernel": jnp.zeros(2), "recurrent_kernel": jnp.zeros(2)},
+        "output": {"kernel": jnp.zeros(2)},
+    }
+    grads = jax.tree.map(lambda x: x + jnp.array([0.1, -0.2]), params)
+    steps, _ = optimizer.update(grads, optimizer.init(params), params)
+    sign = np.array([-1.0, 1.0])  # The first step of Adam is that of the sign.
+    np.testing.assert_allclose(steps["hidden"]["kernel"], 1e-2 * sign, rtol=1e-5)
+    np.testing.assert_allclose(steps["output"]["kernel"], 1e-2 * sign, rtol=1e-5)
+    recurrent = steps["hidden"]["recurrent_kernel"]
+    np.testing.assert_allclose(recurrent, 3e-4 * sign, rtol=1e-5)
+    config.model.recurrent = False
+    with pytest.raises(TrainingError, match=r"recurrent_learning_rate is 0\.0003"):
+        create_experiment(config)
 
 
 def test_a_bound_on_delays_reaches_both_layers():

@@ -95,6 +95,11 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         raise TrainingError(f"config.model: {error}") from error
     readout = choose("model.readout", config.model.readout, READOUTS)
     loss_fn = readout.loss(config)
+    if config.recurrent_learning_rate is not None and not config.model.recurrent:
+        raise TrainingError(
+            f"config.recurrent_learning_rate is {config.recurrent_learning_rate}, but"
+            " no layer is recurrent; leave it at None, or set config.model.recurrent."
+        )
 
     def encode(features: Array) -> Spikes:
         if jnp.issubdtype(features.dtype, jnp.integer):
@@ -111,11 +116,15 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         return loss_fn(readings, labels) + config.loss.bump * bump
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
-        schedule = optax.cosine_decay_schedule(
-            config.learning_rate, steps * config.num_epochs
-        )
-        clip = optax.clip_by_global_norm(config.clip_norm)
-        return optax.chain(clip, optax.adam(schedule)), schedule
+        def adam(rate: float) -> tuple[optax.GradientTransformation, Schedule]:
+            schedule = optax.cosine_decay_schedule(rate, steps * config.num_epochs)
+            return optax.adam(schedule), schedule
+
+        tx, schedule = adam(config.learning_rate)
+        if config.recurrent_learning_rate is not None:
+            slower, _ = adam(config.recurrent_learning_rate)
+            tx = optax.partition({True: slower, False: tx}, _recurrent)
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx), schedule
 
     return Experiment(
         model,
@@ -126,6 +135,13 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
         readout.read,
         config.clip_norm,
         _noise(config),
+    )
+
+
+def _recurrent(params: Any) -> Any:
+    """Which parameters are weights of a layer with itself."""
+    return jax.tree.map_with_path(
+        lambda path, _: path[-1].key == "recurrent_kernel", params
     )
 
 
