@@ -240,7 +240,7 @@ def encode_raster(
     Raises:
       ValueError: counts that are negative or not whole, or an argument out of range.
     """
-    if np.ndim(raster) < 2:
+    if np.ndim(raster) < 2 or np.shape(raster)[-1] == 0:
         raise ValueError(
             f"raster has shape {np.shape(raster)}, expected [*batch, steps, sources]."
         )
@@ -251,14 +251,16 @@ def encode_raster(
     *batch, steps, sources = np.shape(raster)
     if not _traced(raster):
         concrete = np.asarray(raster)
-        if ((concrete < 0) | (concrete != np.round(concrete))).any():
+        whole = np.isfinite(concrete) & (concrete == np.round(concrete))
+        if not (whole & (concrete >= 0)).all():
             raise ValueError("raster has entries that are not whole numbers of spikes.")
         if slots is None:
             slots = max(1, int(np.sum(concrete, axis=(-2, -1)).max(initial=0)))
     if slots is None:
         raise ValueError("under jax.jit, encode_raster needs to be told the slots.")
     # Bins in the order of events: by time, ties by source.
-    counts = jnp.asarray(raster).astype(jnp.int32).reshape(-1, steps * sources)
+    counts = jnp.asarray(raster).astype(jnp.int32)
+    counts = counts.reshape(math.prod(batch), steps * sources)
     total = jnp.cumsum(counts, axis=-1)
     slot = jnp.arange(slots)
     find = jax.vmap(lambda total: jnp.searchsorted(total, slot, side="right"))
@@ -312,7 +314,7 @@ def encode_recordings(
     """
     if not len(recordings):
         raise ValueError("recordings is empty, expected one recording at least.")
-    sensor = (size, 1, 1) if isinstance(size, int) else tuple(size)
+    sensor = (int(size), 1, 1) if isinstance(size, int | np.integer) else tuple(size)
     if len(sensor) != 3 or min(sensor) < 1:
         raise ValueError(
             f"size is {size!r}, expected a number of sources or (W, H, P)."
@@ -497,8 +499,12 @@ def _checked(name: str, values: ArrayLike) -> Array:
 
 def _checked_rates(rates: ArrayLike, duration: float, max_spikes: int) -> Array:
     rates = _checked("rates", rates)
-    if not _traced(rates) and not (np.asarray(rates) >= 0).all():
-        raise ValueError("rates contains negative numbers, expected 0 Hz or more.")
+    if not _traced(rates):
+        known = np.asarray(rates)
+        if not ((known >= 0) & np.isfinite(known)).all():
+            raise ValueError(
+                "rates contains negative numbers or inf, expected 0 Hz or more."
+            )
     if not 0 < duration < NO_TIME:
         raise ValueError(f"duration is {duration}, expected a positive, finite time.")
     if max_spikes < 1:

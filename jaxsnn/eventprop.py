@@ -288,8 +288,9 @@ def _pull_back_own(
         return jnp.sum(total.reshape(neurons, n, neurons), axis=1)
 
     # Apart, so that that of the delays costs nothing where no one asks for it.
-    (grad_delay,) = sum_up(recurrent.kernel * rows(psp_slope))
-    return Recurrent(-rows(psp), grad_delay)
+    grad_delay = recurrent.kernel * rows(psp_slope)
+    (grad_delay,) = sum_up(grad_delay.astype(recurrent.delay.dtype))
+    return Recurrent(-rows(psp).astype(recurrent.kernel.dtype), grad_delay)
 
 
 def _coupled_multipliers(
@@ -318,7 +319,7 @@ def _coupled_multipliers(
     tau_mem = jnp.broadcast_to(jnp.asarray(neuron.tau_mem, times.dtype), (neurons,))
     jump = jnp.broadcast_to(neuron.v_th - neuron.v_reset, (neurons,)) / tau_mem
     held = releases(neuron, record.times)
-    if held is not None:
+    if held is not None and release is not None:
         held, release = jnp.moveaxis(held, -1, 0), jnp.moveaxis(release, -1, 0)
     order = argsort_times(record.times.reshape(batch, -1))
     total = jnp.max(jnp.sum(spiked, axis=(0, 2)))

@@ -161,7 +161,7 @@ def _by_event(neuron, kernel, inputs, recurrent, max_spikes, until) -> Record:
     def hold(release: Array, now: Array, dt: Array) -> Array:
         """Refractory part of the next `dt`."""
         if not neuron.refractory:
-            return jnp.zeros(())
+            return jnp.zeros((), dtype)
         return jnp.clip(release - now[:, None], 0, dt[:, None])
 
     def step(carry: tuple) -> tuple:

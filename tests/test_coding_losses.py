@@ -144,6 +144,8 @@ def test_rates_out_of_range_are_refused():
         encode_regular(jnp.array([-1.0]), duration=1.0, max_spikes=1)
     with pytest.raises(ValueError, match="NaN"):
         encode_regular(jnp.array([jnp.nan]), duration=1.0, max_spikes=1)
+    with pytest.raises(ValueError, match="or inf"):  # Else all were lost, uncounted.
+        encode_regular(jnp.array([jnp.inf]), duration=1.0, max_spikes=1)
     with pytest.raises(ValueError, match="duration is inf"):
         encode_regular(jnp.ones(1), duration=jnp.inf, max_spikes=1)
     with pytest.raises(ValueError, match="max_spikes is 0"):
@@ -193,6 +195,13 @@ def test_a_raster_round_trip():
         jax.jit(lambda raster: encode_raster(raster, dt=1e-3))(raster)
     with pytest.raises(ValueError, match="not whole"):
         encode_raster(np.array([[0.5]]), dt=1e-3)
+    with pytest.raises(ValueError, match="not whole"):
+        encode_raster(np.array([[np.inf]]), dt=1e-3)
+    with pytest.raises(ValueError, match=r"shape \(3, 0\), expected"):
+        encode_raster(np.zeros((3, 0)), dt=1e-3)
+    nothing, dropped = encode_raster(np.zeros((2, 0, 3)), dt=1e-3)
+    assert (nothing.size, dropped.tolist()) == (3, [0, 0])
+    assert (nothing.index == -1).all()
     binary, _ = encode_raster(np.array([[False, True]]), dt=1e-3)
     np.testing.assert_array_equal(binary.index, [1])
 
@@ -202,7 +211,7 @@ def test_recordings_are_padded_to_the_longest_and_sorted():
         (np.array([3e-3, 1e-3, 3e-3]), np.array([2, 0, 1])),
         (np.array([]), np.array([], int)),
     ]
-    spikes, dropped = encode_recordings(pairs, size=3)
+    spikes, dropped = encode_recordings(pairs, size=np.int64(3))
     assert spikes.size == 3
     np.testing.assert_array_equal(spikes.index, [[0, 1, 2], [-1, -1, -1]])
     np.testing.assert_allclose(spikes.time[0] * 1e3, [1, 3, 3], rtol=1e-6)

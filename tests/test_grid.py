@@ -308,9 +308,103 @@ def test_parameters_are_interchangeable():
     assert hidden.surrogate is triangular(0.5)
     assert (output.tau_syn, output.name, output.dt) == (4e-3, "output", DT)
     unnamed = Network([LIF(9), LIF(3)])
+    # By their defaults too, also where only one of both was written down.
+    expected = initialize(LIF(4, recurrent=True), inputs)
+    found = initialize(GridLIF(4, DT, recurrent=True), jnp.zeros((1, 5, 5)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert initialize(grid_twin(unnamed, DT, 60), inputs)["params"].keys() == (
         initialize(unnamed, inputs)["params"].keys()
     )
+
+
+def test_what_neurons_learn_is_interchangeable_too():
+    def learned(low, high):
+        def init(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, low, high)
+
+        return init
+
+    values = {
+        "tau_mem": learned(8e-3, 12e-3),
+        "tau_syn": learned(3e-3, 6e-3),
+        "v_th": learned(0.9, 1.1),
+        "v_leak": learned(-0.1, 0.1),
+        "v_reset": learned(-0.3, 0.3),
+    }
+    hidden = LIF(6, max_spikes=3, t_ref=1e-3, name="hidden", **values)
+    network = Network([hidden, LI(2, tau_mem=learned(8e-3, 12e-3), name="output")])
+    inputs = encode_latency(features().astype(jnp.float32), t_late=10e-3, bias=0.0)
+    variables = initialize(network, inputs)
+    twin = grid_twin(network, DT, 60)
+    jax.tree.map(np.testing.assert_array_equal, initialize(twin, inputs), variables)
+
+    bound = network.bind(variables)
+    constants = [
+        {name: np.asarray(getattr(layer.neuron, name)) for name in names}
+        for layer, names in zip(bound.layers, (values, ("tau_mem",)), strict=True)
+    ]
+    same = Network(
+        [
+            LIF(6, max_spikes=3, t_ref=1e-3, name="hidden", **constants[0]),
+            LI(2, name="output", **constants[1]),
+        ]
+    )
+    kernels = {
+        name: {"kernel": layer["kernel"]} for name, layer in variables["params"].items()
+    }
+    found = jax.jit(twin.apply)(variables, inputs)
+    expected = jax.jit(grid_twin(same, DT, 60).apply)({"params": kernels}, inputs)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_integrators_learn_their_time_constants_exactly():
+    init = nn.initializers.constant
+    layer = GridLI(
+        3,
+        DT,
+        tau_mem=init(9e-3),
+        tau_syn=init(4e-3),
+        v_leak=init(0.1),
+        param_dtype=jnp.float64,
+    )
+    raster = random_raster(4).astype(jnp.float64)
+    params = layer.init(jax.random.key(0), raster)["params"]
+
+    @jax.jit
+    def loss(params):
+        voltage = layer.apply({"params": params}, raster)
+        return jnp.sum(jnp.sin(3 * voltage) * jnp.arange(3))
+
+    grads = jax.grad(loss)(params)
+    assert params.keys() == {"kernel", "log_tau_mem", "log_tau_syn", "v_leak"}
+    for name, x in params.items():
+        way = np.random.default_rng(1).normal(size=x.shape)
+        h = 1e-5
+        up, down = (loss(params | {name: x + s * h * way}) for s in (1, -1))
+        slope = jnp.vdot(grads[name], way)
+        np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-6)
+
+
+def test_a_cell_learns_all_but_where_it_starts():
+    init, raster = nn.initializers.constant, random_raster(2)
+    cell = LIFCell(4, DT, tau_mem=init(9e-3), max_spikes=None)
+    layer = nn.RNN(cell)
+    variables = jax.jit(layer.init)(jax.random.key(0), raster)
+    assert variables["params"]["cell"].keys() == {"kernel", "log_tau_mem"}
+    twin = GridLIF(4, DT, tau_mem=init(9e-3), max_spikes=None)
+    expected = twin.apply({"params": variables["params"]["cell"]}, raster)
+    assert expected.sum() > 10
+    np.testing.assert_array_equal(layer.apply(variables, raster), expected)
+    with pytest.raises(
+        ValueError, match=r"LIFCell 'cell' learns v_leak, .* or use GridLIF"
+    ):
+        nn.RNN(LIFCell(4, DT, v_leak=init(0.1))).init(jax.random.key(0), raster)
+    with pytest.raises(ValueError, match="whole number of steps"):
+        GridLIF(4, DT, t_ref=init(1e-3))
+    with pytest.raises(TypeError, match="not LIF"):
+        grid_twin(LIF(3), DT, 10)
 
 
 @pytest.mark.usefixtures("x64")
@@ -421,7 +515,7 @@ def test_silent_neurons_have_a_gradient_and_no_nan():
         (lambda: GridLIF(3, 0.0), "dt is 0.0"),
         (lambda: GridLIF(0, DT), "GridLIF.features is 0"),
         (lambda: GridLIF(3, DT, max_spikes=0), "GridLIF.max_spikes is 0"),
-        (lambda: GridLIF(3, DT, t_ref=-1e-3), "GridLIF.t_ref is -0.001"),
+        (lambda: GridLIF(3, DT, t_ref=-1e-3), "t_ref is -0.001"),
         (lambda: GridLIF(3, DT, v_reset=2.0), "v_reset must be below v_th"),
         (lambda: GridLIF(3, DT, surrogate="superspike"), "the function itself"),
         (lambda: LICell(3, DT, tau_mem=0.0), "tau_mem is 0.0"),
@@ -446,6 +540,11 @@ def test_misuse_is_refused():
         layer.apply(variables, jnp.zeros((1, 5, 4)))
     with pytest.raises(ValueError, match="NaN or inf"):
         layer.apply(variables, raster.at[0, 0, 0].set(jnp.nan))
+    wrong = {"kernel": jnp.ones((2, 3)), "recurrent_kernel": jnp.full((3, 3), jnp.nan)}
+    with pytest.raises(ValueError, match="the recurrent_kernel of GridLIF has entries"):
+        GridLIF(3, DT, recurrent=True).apply({"params": wrong}, raster)
+    with pytest.raises(ValueError, match=r"t_ref of GridLIF is 1\.0, longer than the"):
+        GridLIF(3, DT, t_ref=1.0).apply(variables, raster)
     with pytest.raises(TypeError, match=r"takes jaxsnn\.Spikes"):
         rasterize(raster, DT, 5)
     with pytest.raises(ValueError, match="steps is 0"):

@@ -17,7 +17,7 @@ from jaxsnn import Spikes
 from jaxsnn.analytic import analytic
 from jaxsnn.dynamics import Neuron
 from jaxsnn.eventprop import eventprop
-from jaxsnn.layers import LIF
+from jaxsnn.layers import LIF, Bounded, PerSource, PerTarget
 from jaxsnn.record import Recurrent
 from jaxsnn.recurrent import simulate_recurrent
 
@@ -200,6 +200,16 @@ def test_float32_rounds_and_does_no_more(by):
     assert found.dtype == jnp.float32
     expected = [scan(neuron, KERNEL, t, LATERAL, delay) for t in TIME]
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("by", ["event", "window"])
+def test_float32_stays_what_it_is_where_there_is_float64(by):
+    given = [jnp.array(x, jnp.float32) for x in (KERNEL, TIME, LATERAL)]
+    found = run(Neuron(), *given, jnp.full((N, 1), 1.3e-3, jnp.float32), by=by)
+    assert found.dtype == jnp.float32
+    expected = [scan(Neuron(), KERNEL, t, LATERAL, 1.3e-3) for t in TIME]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -444,6 +454,54 @@ def test_init_makes_both_kernels_and_auto_is_one_of_the_ways():
     np.testing.assert_allclose(out[1].time, out[2].time, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["source", "target"])
+def test_learned_delays_of_sources_and_targets_are_those_of_pairs_that_are_equal(kind):
+    per, axis = (PerSource, 1) if kind == "source" else (PerTarget, 0)
+    inputs = Spikes.from_times(jnp.array(TIME)[..., None])
+    shared = {"max_spikes": 3, "recurrent": True, "param_dtype": jnp.float64}
+
+    def first(_, shape, dtype):
+        return jnp.broadcast_to(jnp.asarray(DELAYS[kind], dtype), shape)
+
+    def grads(params, **attributes):
+        layer = LIF(N, **shared, **attributes)
+
+        def loss(params):
+            out = layer.apply({"params": params}, inputs, UNTIL)
+            return weighted(out.time), out.time
+
+        (_, times), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return times, grads
+
+    layer = LIF(N, **shared, recurrent_delay=per(first))
+    params = layer.init(jax.random.key(0), inputs)["params"]
+    params |= {"kernel": jnp.array(KERNEL), "recurrent_kernel": jnp.array(LATERAL)}
+    logarithm = params["log_recurrent_delay"]
+    np.testing.assert_allclose(jnp.exp(logarithm), DELAYS[kind])
+    times, one = grads(params, recurrent_delay=per(first))
+    pairs = params | {"log_recurrent_delay": jnp.broadcast_to(logarithm, (N, N))}
+    expected, each = grads(pairs, recurrent_delay=first)
+    np.testing.assert_array_equal(times, expected)
+    total = each["log_recurrent_delay"].sum(axis, keepdims=True)
+    assert np.abs(total).max() > 0
+    np.testing.assert_allclose(one["log_recurrent_delay"], total, rtol=1e-9)
+    if kind == "source":
+        windows, same = grads(params, recurrent_delay=per(first), recurrent_by="window")
+        np.testing.assert_allclose(windows, times, rtol=1e-11)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-7), same, one)
+
+
+def test_what_is_learned_of_synapses_is_nothing_else():
+    inputs = Spikes.from_times(jnp.zeros((1, 2, 1)))
+    with pytest.raises(ValueError, match="it is no property of synapses"):
+        LIF(2, tau_mem=PerSource(lambda *_: 10e-3)).init(jax.random.key(0), inputs)
+    with pytest.raises(ValueError, match=r"takes an initializer.*shape \[1, targets\]"):
+        PerTarget(1e-3)
+    with pytest.raises(ValueError, match="but the layer is not recurrent"):
+        LIF(2, recurrent_delay=1e-3)
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
@@ -460,6 +518,13 @@ def test_init_makes_both_kernels_and_auto_is_one_of_the_ways():
         ),
         (
             {"recurrent_by": "window", "recurrent_delay": np.array([[1e-3], [0.0]])},
+            "positive delays",
+        ),
+        (
+            {
+                "recurrent_by": "window",
+                "recurrent_delay": PerSource(Bounded(0.0, 1e-3)),
+            },
             "positive delays",
         ),
         ({"recurrent_by": "windows"}, "recurrent_by is 'windows'"),

@@ -17,3 +17,5 @@ from jaxsnn.layers.li import LI as LI
 from jaxsnn.layers.lif import LIF as LIF
 from jaxsnn.layers.network import Network as Network
 from jaxsnn.layers.parameters import Bounded as Bounded
+from jaxsnn.layers.parameters import PerSource as PerSource
+from jaxsnn.layers.parameters import PerTarget as PerTarget

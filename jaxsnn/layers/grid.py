@@ -23,11 +23,17 @@ from jaxsnn.grid import (
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.network import Network
 from jaxsnn.layers.parameters import (
+    Value,
     check_callable,
+    check_neuron,
     check_sources,
+    check_t_ref,
     check_whole,
+    constant,
     kernel_of,
     label,
+    neuron_of,
+    param,
 )
 from jaxsnn.spikes import Spikes, _traced
 from jaxsnn.surrogate import Surrogate, superspike
@@ -38,9 +44,9 @@ class _Leaky(nn.Module):
 
     features: int
     dt: float
-    tau_mem: float = 10e-3
-    tau_syn: float = 5e-3
-    v_leak: float = 0.0
+    tau_mem: Value = Neuron.tau_mem
+    tau_syn: Value = Neuron.tau_syn
+    v_leak: Value = Neuron.v_leak
     kernel_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)  # As in LI.
     param_dtype: Any = jnp.float32
     State: ClassVar[Any] = LIState
@@ -53,12 +59,12 @@ class _Leaky(nn.Module):
         check_dt(self.dt)
         example = "jaxsnn.layers.spread_normal(15.0, 3.6)"
         check_callable(f"{kind}.kernel_init", self.kernel_init, example)
-        _ = self.neuron
+        check_neuron(self)
 
     @property
     def neuron(self) -> Neuron:
         """Parameters of the layer's neurons."""
-        return Neuron(self.tau_mem, self.tau_syn, v_leak=self.v_leak)
+        return neuron_of(self)
 
     def _jumps(self, inputs: Array) -> Array:
         """What input spikes add to the currents; makes the kernel."""
@@ -66,15 +72,16 @@ class _Leaky(nn.Module):
         check_sources(self, size, "rasters")
         return _project(inputs, kernel_of(self, size))
 
-    @property
-    def _over(self) -> Flow:
-        return Flow.over(self.neuron, self.dt)
+    def _step(self) -> Callable[[Any, Array], tuple[Any, Array]]:
+        """What takes a state and the jumps of the currents through one step."""
+        neuron = self.neuron
+        return functools.partial(li_step, neuron, Flow.over(neuron, self.dt))
 
-    def _scan(self, step: Callable[..., Any], jumps: Array) -> tuple[Any, Array]:
+    def _scan(self, jumps: Array) -> tuple[Any, Array]:
         """Takes neurons from rest through all steps of ``[*batch, steps, neurons]``."""
         shape = (*jumps.shape[:-2], self.features)
         start = self.State.at_rest(self.neuron, shape, jumps.dtype)
-        end, found = lax.scan(step, start, jnp.moveaxis(jumps, -2, 0))
+        end, found = lax.scan(self._step(), start, jnp.moveaxis(jumps, -2, 0))
         return end, jnp.moveaxis(found, 0, -2)
 
     def _check_raster(self, raster: Any) -> Array:
@@ -98,12 +105,12 @@ class _Spiking(_Leaky):
     """What the spiking layers of this file share."""
 
     kernel_init: nn.initializers.Initializer = spread_normal(15.0, 3.6)  # As in LIF.
-    v_th: float = 1.0
-    v_reset: float = 0.0
-    t_ref: float = 0.0
+    v_th: Value = Neuron.v_th
+    v_reset: Value = Neuron.v_reset
+    t_ref: Value = Neuron.t_ref
     max_spikes: int | None = 1
     recurrent: bool = False
-    recurrent_init: nn.initializers.Initializer = spread_normal(0.0, 1.0)
+    recurrent_init: nn.initializers.Initializer = spread_normal(0.0, 3.6)
     surrogate: Surrogate = superspike()
     State: ClassVar[Any] = LIFState
 
@@ -117,39 +124,36 @@ class _Spiking(_Leaky):
             check_callable(
                 f"{type(self).__name__}.{name}", getattr(self, name), example
             )
-        if not np.all((np.asarray(self.t_ref) >= 0) & np.isfinite(self.t_ref)):
+        if callable(self.t_ref):
             raise ValueError(
-                f"{type(self).__name__}.t_ref is {self.t_ref!r}, expected a time in"
-                " seconds, 0 or more."
+                f"{type(self).__name__}.t_ref is {self.t_ref!r}, but on a grid it is a"
+                " whole number of steps, which cannot be learned; give it a time."
             )
-
-    @property
-    def neuron(self) -> Neuron:
-        """Parameters of the layer's neurons."""
-        return Neuron(self.tau_mem, self.tau_syn, self.v_th, self.v_leak, self.v_reset)
 
     def _recurrent_kernel(self) -> Array | None:
         if not self.recurrent:
             return None
         shape = (self.features, self.features)
-        return self.param(
-            "recurrent_kernel", self.recurrent_init, shape, self.param_dtype
-        )
+        return param(self, "recurrent_kernel", self.recurrent_init, shape)
 
-    def _step(
-        self, over: Flow, recurrent_kernel: Array | None, state: LIFState, jump: Array
-    ) -> tuple[LIFState, Array]:
-        if recurrent_kernel is not None:
-            jump = jump + _project(state.spikes, recurrent_kernel)
-        return lif_step(
-            self.neuron,
-            over,
-            state,
-            jump.astype(state.v.dtype),
+    def _step(self) -> Callable[[Any, Array], tuple[Any, Array]]:
+        neuron, recurrent_kernel = self.neuron, self._recurrent_kernel()
+        wait = np.rint(np.asarray(neuron.t_ref) / self.dt).astype(np.int32)
+        advance = functools.partial(
+            lif_step,
+            neuron,
+            Flow.over(neuron, self.dt),
             surrogate=self.surrogate,
-            wait=np.rint(np.asarray(self.t_ref) / self.dt).astype(np.int32),
+            wait=wait,
             max_spikes=self.max_spikes,
         )
+
+        def step(state: LIFState, jump: Array) -> tuple[LIFState, Array]:
+            if recurrent_kernel is not None:
+                jump = jump + _project(state.spikes, recurrent_kernel)
+            return advance(state, jump.astype(state.v.dtype))
+
+        return step
 
 
 class _Cell(_Leaky, nn.RNNCellBase):
@@ -157,9 +161,23 @@ class _Cell(_Leaky, nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
-        """The state at rest, for inputs of shape ``[*batch, inputs]``."""
+        """The state at rest, for inputs of shape ``[*batch, inputs]``.
+
+        Raises:
+          ValueError: where that is a learned voltage, which is not known here.
+        """
+        voltages: dict[str, Any] = {}
+        for name in ("v_leak", "v_th", "v_reset"):
+            value = getattr(self, name, getattr(Neuron, name))
+            if callable(value):
+                raise ValueError(
+                    f"{label(self)} learns {name}, and its state at rest depends on"
+                    " that; give nn.RNN an initial_carry, or use Grid"
+                    f"{type(self).__name__.removesuffix('Cell')}."
+                )
+            voltages[name] = constant(self, name, value, (self.features,))
         shape = (*input_shape[:-1], self.features)
-        return self.State.at_rest(self.neuron, shape, self.param_dtype)
+        return self.State.at_rest(Neuron(**voltages), shape, self.param_dtype)
 
     @property
     def num_feature_axes(self) -> int:
@@ -188,7 +206,9 @@ class LIFCell(_Spiking, _Cell):
     Attributes:
       features: number of neurons.
       dt: length of a step in seconds.
-      tau_mem: membrane time constant in seconds.
+      tau_mem: membrane time constant in seconds. Like the next two, `v_th` and
+        `v_reset`, a number, an array, or an initializer, as in `LIF`: then it is
+        learned, as the same parameter as there.
       tau_syn: synaptic time constant in seconds.
       v_leak: resting voltage; above `v_th` the neurons fire without input.
       kernel_init: initializer of the kernel, of shape ``[inputs, features]``.
@@ -216,8 +236,7 @@ class LIFCell(_Spiking, _Cell):
         Returns:
           The state after, and the spikes found there, 0 or 1, ``[*batch, features]``.
         """
-        jump = self._jumps(inputs)
-        return self._step(self._over, self._recurrent_kernel(), carry, jump)
+        return self._step()(carry, self._jumps(inputs))
 
 
 class LICell(_Cell):
@@ -236,7 +255,8 @@ class LICell(_Cell):
     Attributes:
       features: number of neurons.
       dt: length of a step in seconds.
-      tau_mem: membrane time constant in seconds.
+      tau_mem: membrane time constant in seconds. Like the next two, a number, an
+        array, or an initializer, as in `LI`.
       tau_syn: synaptic time constant in seconds.
       v_leak: resting voltage.
       kernel_init: initializer of the kernel, of shape ``[inputs, features]``.
@@ -254,8 +274,7 @@ class LICell(_Cell):
         Returns:
           The state after, and its voltages, ``[*batch, features]``.
         """
-        jump = self._jumps(inputs).astype(carry.v.dtype)
-        return li_step(self.neuron, self._over, carry, jump)
+        return self._step()(carry, self._jumps(inputs).astype(carry.v.dtype))
 
 
 class GridLIF(_Spiking):
@@ -297,10 +316,9 @@ class GridLIF(_Spiking):
           TypeError: `Spikes` instead of a raster.
           ValueError: a raster of another number of sources than the kernel is for.
         """
-        jumps = self._jumps(self._check_raster(raster))
-        over, recurrent_kernel = self._over, self._recurrent_kernel()
-        step = functools.partial(self._step, over, recurrent_kernel)
-        end, spikes = self._scan(step, jumps)
+        raster = self._check_raster(raster)
+        check_t_ref(label(self), self.t_ref, raster.shape[-2] * self.dt)
+        end, spikes = self._scan(self._jumps(raster))
         if self.is_mutable_collection("events") and not self.is_initializing():
             self.variable("events", "count", lambda: end.count).value = end.count
         self.sow("intermediates", "spikes", spikes)
@@ -338,8 +356,7 @@ class GridLI(_Leaky):
           TypeError: `Spikes` instead of a raster.
           ValueError: a raster of another number of sources than the kernel is for.
         """
-        jumps = self._jumps(self._check_raster(raster))
-        return self._scan(functools.partial(li_step, self.neuron, self._over), jumps)[1]
+        return self._scan(self._jumps(self._check_raster(raster)))[1]
 
 
 class GridNetwork(nn.Module):
@@ -427,8 +444,14 @@ def grid_twin(
       surrogate: the threshold and its derivative; that of `GridLIF` if left out.
 
     Raises:
+      TypeError: a model without layers, such as a `Graph`.
       ValueError: a layer with a property that the grid does not have.
     """
+    if not hasattr(network, "layers"):
+        raise TypeError(
+            f"grid_twin takes a Network, or anything else with layers, not"
+            f" {type(network).__name__}."
+        )
     chosen = {} if surrogate is None else {"surrogate": surrogate}
     return GridNetwork([_twin(layer, dt, chosen) for layer in network.layers], steps)
 

@@ -10,8 +10,9 @@ of the parameter :math:`p`. An optimizer's step, however large, cannot leave the
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -114,18 +115,91 @@ class Bounded:
         return lax.stop_gradient(nearest) + (value - lax.stop_gradient(value))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    value: nn.initializers.Initializer | Bounded
+    SHAPE: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Checks that it is learned."""
+        if not callable(self.value) or isinstance(self.value, _Shared):
+            raise ValueError(
+                f"{type(self).__name__} takes an initializer or a Bounded, not"
+                f" {self.value!r}; a constant is an array of shape {self.SHAPE}."
+            )
+
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """First values, as an initializer."""
+        return self.value(key, shape, dtype)
+
+    def among(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the parameter for synapses ``[sources, targets]``."""
+        raise NotImplementedError
+
+
+class PerSource(_Shared):
+    """A learned delay of each source, to all of its targets: an axonal one.
+
+    It goes where an initializer goes, and makes a parameter ``[sources, 1]`` where that
+    would make one for each synapse.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxsnn import Spikes
+      >>> from jaxsnn.layers import LIF, Bounded, PerSource
+      >>> delay = PerSource(Bounded(1e-3, 5e-3))
+      >>> layer = LIF(4, recurrent=True, recurrent_delay=delay)
+      >>> inputs = Spikes.from_times(jnp.array([[[1e-3], [2e-3]]]))
+      >>> params = layer.init(jax.random.key(0), inputs)["params"]
+      >>> params["logit_recurrent_delay"].shape
+      (4, 1)
+
+    Attributes:
+      value: an initializer, or a `Bounded`.
+    """
+
+    SHAPE = "[sources, 1]"
+
+    def among(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the parameter for synapses ``[sources, targets]``."""
+        return shape[0], 1
+
+
+class PerTarget(_Shared):
+    """A learned delay of each target, from all of its sources: a dendritic one.
+
+    As `PerSource`, with a parameter ``[1, targets]``.
+
+    Attributes:
+      value: an initializer, or a `Bounded`.
+    """
+
+    SHAPE = "[1, targets]"
+
+    def among(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the parameter for synapses ``[sources, targets]``."""
+        return 1, shape[1]
+
+
 def param(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
 ) -> Array:
     """The module's parameter; where it is only looked at, one that exists already."""
-    if not module.has_variable("params", name):
+    found: Any
+    if module.has_variable("params", name):
+        found = nn.meta.unbox(module.get_variable("params", name))
+        if jnp.shape(found) != shape:
+            raise ValueError(
+                f"{label(module)} has a parameter {name} of shape {jnp.shape(found)},"
+                f" expected {shape}."
+            )
+    else:
         dtype = getattr(module, "param_dtype", jnp.float32)
-        return module.param(name, init, shape, dtype)
-    found: Any = nn.meta.unbox(module.get_variable("params", name))
-    if jnp.shape(found) != shape:
+        found = module.param(name, init, shape, dtype)
+    if not _traced(found) and not np.isfinite(np.asarray(found)).all():
         raise ValueError(
-            f"{label(module)} has a parameter {name} of shape {jnp.shape(found)},"
-            f" expected {shape}."
+            f"the {name} of {label(module)} has entries that are NaN or inf."
         )
     return found
 
@@ -134,6 +208,7 @@ def free(
     module: nn.Module, name: str, value: Value, shape: tuple[int, ...]
 ) -> Parameter:
     """A value with no bounds but its own, if it is `Bounded`."""
+    value, shape = _apart(module, name, value, shape)
     if not callable(value):
         return constant(module, name, value, shape)
 
@@ -165,6 +240,7 @@ def beyond(
     The parameter :math:`p` is called ``log_<name>``; its steps are relative ones. What
     is `Bounded` keeps to its own bounds instead.
     """
+    value, shape = _apart(module, name, value, shape)
     if not callable(value) or isinstance(value, Bounded):
         return free(module, name, value, shape)
 
@@ -188,6 +264,20 @@ def positive(
 ) -> Parameter:
     """A value above 0."""
     return beyond(module, name, value, shape, 0.0)
+
+
+def _apart(
+    module: nn.Module, name: str, value: Value, shape: tuple[int, ...]
+) -> tuple[Value, tuple[int, ...]]:
+    """What is learned, and the shape of what is learned."""
+    if not isinstance(value, _Shared):
+        return value, shape
+    if len(shape) != 2:
+        raise ValueError(
+            f"{label(module)}.{name} is {value!r}, but it is no property of synapses;"
+            " give the initializer itself."
+        )
+    return value.value, value.among((shape[0], shape[1]))
 
 
 def _check_first(
@@ -216,8 +306,8 @@ def constant(
     pairs = zip(reversed(found), reversed(shape), strict=False)
     if len(found) > len(shape) or any(m not in (1, n) for m, n in pairs):
         raise ValueError(
-            f"{type(module).__name__}.{name} is {value!r}, expected a number, an"
-            f" initializer, or an array that fits {shape}."
+            f"{label(module)}.{name} is {value!r}, expected a number, an initializer,"
+            f" or an array that fits {shape}."
         )
     library = jnp if _traced(array) else np
     return library.asarray(array, getattr(module, "param_dtype", jnp.float32))
@@ -269,6 +359,8 @@ def check_neuron(module: Any) -> None:
 
 def check_delay(name: str, delay: Value | None) -> None:
     """Raises for constant delays that are not a time, and bounds below 0."""
+    if isinstance(delay, _Shared):
+        delay = delay.value
     if isinstance(delay, Bounded):
         first: Any = delay.low
     elif delay is None or callable(delay) or _traced(delay):
@@ -286,17 +378,22 @@ def check_delay(name: str, delay: Value | None) -> None:
 def shortest_delay(delays: Iterable[Value]) -> float | None:
     """Shortest of a recurrent layer's delays if it can run window by window, else None.
 
-    That takes positive constants that do not depend on the target: numbers, or arrays
-    ``[sources, 1]``.
+    That takes positive delays that do not depend on the target: numbers, arrays
+    ``[sources, 1]``, or `PerSource`.
     """
     shortest = math.inf
     for delay in delays:
-        if callable(delay) or _traced(delay):
+        if isinstance(delay, PerSource):
+            # Above 0 by its form, but nobody knows by how much.
+            least = getattr(delay.value, "low", sys.float_info.min)
+        elif callable(delay) or _traced(delay):
             return None
-        value = np.asarray(delay, float)
-        if not (value.ndim == 0 or (value.ndim == 2 and value.shape[1] == 1)):
-            return None
-        shortest = min(shortest, float(value.min()))
+        else:
+            value = np.asarray(delay, float)
+            if not (value.ndim == 0 or (value.ndim == 2 and value.shape[1] == 1)):
+                return None
+            least = float(value.min())
+        shortest = min(shortest, least)
     return shortest if shortest > 0 else None
 
 
@@ -322,7 +419,7 @@ def _unbounded(value: Any) -> bool:
 
 def label(module: nn.Module) -> str:
     """What errors call a layer."""
-    kind = type(module).__name__
+    kind = type(module).__name__.removeprefix("_")
     return f"{kind} '{module.name}'" if module.name else kind
 
 
@@ -351,15 +448,19 @@ def check_sources(module: nn.Module, size: int, what: str) -> None:
 
 def kernel_of(module: nn.Module, size: int) -> Array:
     """The weights of a layer's inputs, checked."""
-    kernel = param(module, "kernel", module.kernel_init, (size, module.features))
-    if not _traced(kernel) and not np.isfinite(np.asarray(kernel)).all():
-        raise ValueError(
-            f"the kernel of {label(module)} has entries that are NaN or inf."
-        )
-    return kernel
+    return param(module, "kernel", module.kernel_init, (size, module.features))
 
 
 def check_until(until: Any) -> None:
     """Raises if `until` is not one time."""
     if jnp.ndim(until) != 0 or (not _traced(until) and math.isnan(until)):
         raise ValueError(f"until is {until!r}, expected one time for the batch.")
+
+
+def check_t_ref(whose: str, t_ref: Any, until: Any) -> None:
+    """Raises for a refractory period that cannot end before the window does."""
+    if not _traced(until, t_ref) and np.any(np.asarray(t_ref) > max(until, 0)):
+        raise ValueError(
+            f"t_ref of {whose} is {t_ref}, longer than the window that ends at"
+            f" {until}; times are in seconds."
+        )
