@@ -25,7 +25,7 @@ from jaxsnn.readout import Trace
 from jaxsnn.record import Mismatch, State
 from jaxsnn.spikes import Spikes, _traced, concatenate
 from jaxsnn.voltage import voltage_at
-from jaxsnn.watch import changed, name_of, watch
+from jaxsnn.watch import changed, name_of, returned, watch
 
 _KINDS = (LIF, LI, Delay, Graph, GridLIF, GridLI, Network)
 # What layers keep in `events` besides their counters: their state, and the spikes of
@@ -553,9 +553,7 @@ def _look(
                 facts |= _spikes(found[population.name], spec.max_spikes)
                 facts |= _reports(module, population.name)
                 add(name=path + population.name, kind="Graph", **facts)
-            if isinstance(module.outputs, str):
-                return found[module.outputs]
-            return {name: found[name] for name in module.outputs}
+            return returned(module, found)
         facts = {"name": name_of(module), "kind": type(module).__name__}
         facts |= _reports(module)
         if kind is LIF:

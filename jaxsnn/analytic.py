@@ -138,7 +138,7 @@ def _solve_coupled(neuron, times, change, slope, release, recurrent):
         each = jnp.where(at < NO_TIME, each, 0)
         return changes.at[rows, target, slot].add(each), None
 
-    order = argsort_times(times.reshape(batch, -1))
+    order = argsort_times(times.reshape(batch, neurons * n))
     return lax.scan(step, jnp.zeros_like(times), order.T)[0]
 
 

@@ -6,9 +6,10 @@ looks at layers from outside: no model has to be written for it.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,22 @@ from flax import linen as nn  # noqa: TID251  # For annotations; models are Line
 from jax import Array
 
 from jaxsnn.dynamics import Neuron
-from jaxsnn.layers import LIF, Network
+from jaxsnn.layers import LIF, Graph, Network
+from jaxsnn.layers.run import OBSERVED
 from jaxsnn.spikes import Spikes, _traced
-from jaxsnn.watch import changed, name_of, nothing_to_look_at, sown, watch
-
-_COLLECTION = "observed"
+from jaxsnn.watch import (
+    SPIKING,
+    changed,
+    every_spike,
+    loops,
+    name_of,
+    nothing_to_look_at,
+    returned,
+    sown,
+    unseen,
+    watch,
+    with_a_slot,
+)
 
 
 class SlotsExceededError(RuntimeError):
@@ -50,11 +62,12 @@ class LayerCapacity:
     """What one layer emitted over a data set, with a slot for every spike.
 
     Attributes:
-      name: path of the layer in its model.
+      name: path of the layer in its model; of a population of a `Graph`, with its name.
       samples: number of samples, or of windows if the layer runs several times.
       mean: spikes of the layer per sample.
       most: spikes of the layer in the sample that has most.
-      slots: proposal for `LIF.slots`: `most` plus headroom, never more than needed.
+      slots: proposal for `LIF.slots`: `most` plus headroom, never more than needed. A
+        population of a `Graph` needs none: it has a slot for every spike.
       current: `LIF.slots` as it is; None if every spike finds a slot.
       overflowing: samples with more than `current` spikes.
       max_spikes: `LIF.max_spikes`, which is part of the model and left alone.
@@ -89,7 +102,7 @@ class CapacityReport:
 
     @property
     def slots(self) -> dict[str, int]:
-        """Proposed `LIF.slots` by layer."""
+        """Proposed `LIF.slots` by layer; see `LayerCapacity.slots`."""
         return {layer.name: layer.slots for layer in self.layers}
 
     def __str__(self) -> str:
@@ -146,14 +159,14 @@ def suggest_capacity(
 
     Args:
       model: a `Network`, a `LIF`, or any module from `Spikes` whose spiking layers are
-        `LIF`.
+        `LIF` or `Graph`.
       variables: of the model.
       batches: input spikes, a batch at a time; batches of one shape compile once.
       headroom: fraction to add to the largest number of spikes found.
       **options: passed on to ``model.apply``, such as ``until=40e-3`` or ``rngs``.
 
     Raises:
-      ValueError: no batch, no `LIF` in the model, or a negative headroom.
+      ValueError: no batch, no `LIF` or `Graph` in the model, or a negative headroom.
     """
     if not headroom >= 0:
         raise ValueError(f"headroom is {headroom}, expected 0 or more, such as 0.1.")
@@ -162,7 +175,7 @@ def suggest_capacity(
     @jax.jit
     def count(variables: Mapping[str, Any], spikes: Spikes) -> dict[str, list[Array]]:
         found = observe(model, variables, spikes, options, layers, unlimited=True)[1]
-        return {n: [s.count() for s in seen["spikes"]] for n, seen in found.items()}
+        return {n: [x.spikes.count() for x in calls] for n, calls in found.items()}
 
     counts: dict[str, list[np.ndarray]] = {}
     for spikes in batches:
@@ -240,22 +253,67 @@ def require_no_overflow(
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A `LIF` as it was met inside a model: all that is static about it."""
+    """A `LIF`, or a population of a `Graph`, as it was met: what is static about it.
+
+    Populations in a loop run as one, so they have their gradient by one method; `loop`
+    is the name of the first of them.
+    """
 
     name: str
+    loop: str
+    population: str
     path: tuple[str, ...]
-    module: LIF
+    module: LIF | Graph
     features: int
     max_spikes: int
     slots: int | None
     gradient: Callable[..., Array]
+
+    @classmethod
+    def of(cls, module: LIF | Graph) -> "list[Layer]":
+        """Those that a module is made of, in the order in which they run."""
+        specs = module.populations if isinstance(module, Graph) else {"": module}
+        return [
+            cls(
+                name_of(module, population),
+                name_of(module, loop[0]),
+                population,
+                module.path,
+                module.clone(parent=None, name=None),
+                specs[population].features,
+                specs[population].max_spikes,
+                getattr(module, "slots", None),
+                module.gradient,
+            )
+            for loop in loops(module)
+            for population in loop
+        ]
 
     def neuron(self, variables: Mapping[str, Any]) -> Neuron:
         """The layer's neurons, with the parameters that the model has for them."""
         params = variables.get("params", {})
         for key in self.path:
             params = params.get(key, {})
-        return self.module.bind({"params": params}).neuron
+        return self.neuron_in(self.module.bind({"params": params}))
+
+    def neuron_in(self, module: Any) -> Neuron:
+        """The layer's neurons in a module that has its variables."""
+        return module.neuron(self.population) if self.population else module.neuron
+
+
+class Call(NamedTuple):
+    """What a layer did in one call.
+
+    Attributes:
+      spikes: all that it found.
+      kept: those with a slot.
+      slope: that of the spike that came closest to grazing, in units of the threshold
+        per membrane time constant.
+    """
+
+    spikes: Spikes
+    kept: Spikes
+    slope: Array
 
 
 def observe(
@@ -268,7 +326,7 @@ def observe(
     unlimited: bool = False,
     simulated: bool = False,
     gradient: Callable[[Layer], Callable[..., Array]] | None = None,
-) -> tuple[Any, dict[str, dict[str, Any]]]:
+) -> tuple[Any, dict[str, list[Call]]]:
     """Runs a model and returns what its layers did; works under `jit` and `grad`.
 
     Layers are changed while they are called and not by cloning the model, so that it
@@ -282,51 +340,45 @@ def observe(
       layers: filled, while tracing, with the layers in the order of their first call.
       unlimited: passes every spike on to the next layer, not only those with a slot.
       simulated: ignores backends.
-      gradient: what to use as a layer's gradient method instead of its own.
+      gradient: what to use as a layer's gradient method instead of its own; asked for
+        once for each loop.
 
     Returns:
-      The outputs, and for each layer, a tuple over its calls each: `spikes`, all that
-      it found; `kept`, those with a slot; `slope`, that of the spike that came closest
-      to grazing, in units of the threshold per membrane time constant.
+      The outputs, and for each layer its calls.
     """
 
     def look(module: Any, run: Callable, args: tuple, kwargs: dict) -> Any:
         changes: dict[str, Any] = {"backend": None} if simulated else {}
-        if not isinstance(module, LIF):
+        if isinstance(module, Network):
             with changed(module, **changes):
                 return run(*args, **kwargs)
-        name = name_of(module)
-        layer = Layer(
-            name,
-            module.path,
-            module.clone(parent=None, name=None),
-            module.features,
-            module.max_spikes,
-            module.slots,
-            module.gradient,
-        )
-        layers.setdefault(name, layer)
-        method = layer.gradient if gradient is None else gradient(layer)
-
-        def attach(neuron, kernel, inputs, opening, record, *recurrent):
-            each = neuron.over(-1)
+        met = Layer.of(module)
+        layers.update({x.name: x for x in met if x.name not in layers})
+        if gradient is not None:  # Asked for once for each loop, in their order.
+            methods = itertools.cycle([gradient(x) for x in met if x.name == x.loop])
+            changes["gradient"] = lambda *given: next(methods)(*given)
+        if not module.is_mutable_collection(OBSERVED):
+            raise unseen(OBSERVED, module.path)
+        found = every_spike(module, run, args, kwargs, **changes)
+        kept = with_a_slot(module, found)
+        slope = module.get_variable(OBSERVED, "slope")[-1]
+        seen = {}
+        for x in met:
+            name, each = x.population, x.neuron_in(module).over(-1)
             scale = each.tau_mem / (each.v_th - each.v_reset)
-            module.sow(_COLLECTION, "slope", jnp.min(record.slope * scale))
-            return method(neuron, kernel, inputs, opening, record, *recurrent)
+            least = jnp.min(slope[name] * scale)
+            seen[name] = Call(found[name], kept[name], least)
+        module.sow(OBSERVED, "calls", seen)
+        return returned(module, found if unlimited else kept)
 
-        with changed(module, **changes, slots=None, gradient=attach):
-            found = run(*args, **kwargs)
-        kept = found if layer.slots is None else found.keep(layer.slots)[0]
-        module.sow(_COLLECTION, "spikes", found)
-        module.sow(_COLLECTION, "kept", kept)
-        return found if unlimited else kept
-
-    kinds, mutable = (LIF, Network), (_COLLECTION,)
+    kinds, mutable = (*SPIKING, Network), (OBSERVED,)
     outputs, state = watch(model, variables, spikes, options, look, kinds, mutable)
     if not layers:
         raise nothing_to_look_at(model)
-    seen = {name: sown(state, _COLLECTION, x.path) for name, x in layers.items()}
-    return outputs, seen
+    return outputs, {
+        name: [call[x.population] for call in sown(state, OBSERVED, x.path)["calls"]]
+        for name, x in layers.items()
+    }
 
 
 def table(rows: Iterable[list[str]]) -> str:

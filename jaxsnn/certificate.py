@@ -61,7 +61,7 @@ class LayerCheck:
     """What is said about one layer.
 
     Attributes:
-      name: path of the layer in its model.
+      name: path of the layer in its model; of a population of a `Graph`, with its name.
       spikes: number of spikes found, over all samples.
       silent: fraction of neurons, over samples, that did not fire.
       dropped: number of spikes that found no slot, over all samples.
@@ -72,7 +72,8 @@ class LayerCheck:
         amplified by its inverse square.
       method: name of the layer's own gradient method.
       own: relative change of the gradient if this layer alone uses its own method and
-        all others `analytic`. This is what tells which layer is wrong.
+        all others `analytic`. This is what tells which layer is wrong. Populations in a
+        loop of a `Graph` have their gradient together, and share this.
       eventprop: the same for `eventprop`.
     """
 
@@ -253,21 +254,21 @@ def check_gradients(
       ['hidden/kernel', 'output/kernel', 'input times']
 
     Args:
-      model: a `Network`, a `LIF`, or any module from `Spikes` whose spiking layers are
-        `LIF` or subclasses of it.
+      model: a `Network`, a `LIF`, a `Graph`, or any module from `Spikes` whose spiking
+        layers are these or subclasses of them.
       variables: of the model; gradients are by ``variables["params"]``.
       spikes: inputs, any batch shape.
       read: from the model's outputs to one array, in which ``+inf`` stands for none,
         such as ``lambda trace: trace.maximum().value``. By default all spike times of
-        `Spikes`; of a `Trace` the maxima, and voltages at times that go with its
-        inputs; an array as it is.
+        `Spikes`, or of a dict of them; of a `Trace` the maxima, and voltages at times
+        that go with its inputs; an array as it is.
       directions: random directions per array for central differences.
       seed: of the loss and of the directions.
       tolerances: what to accept.
       **options: passed on to ``model.apply``, such as ``until=40e-3`` or ``rngs``.
 
     Raises:
-      ValueError: a model without any `LIF`, or variables without parameters.
+      ValueError: a model without any `LIF` or `Graph`, or variables without parameters.
       TypeError: outputs that are neither `Spikes`, a `Trace` nor an array, and no
         `read` that makes an array of them.
     """
@@ -402,7 +403,7 @@ class _Problem:
         def gradient(layer: Layer) -> Callable[..., Array]:
             if choice is None:
                 return layer.gradient
-            which = choice[layer.name]
+            which = choice[layer.loop]
 
             def chosen(neuron, *args):
                 branches = [
@@ -429,12 +430,15 @@ class _Problem:
                 f" as {type(values).__name__}, expected Spikes, a Trace or an array;"
                 " pass read, a function of the outputs that returns one array."
             )
+        facts = {}
         for name, layer in self.layers.items():
-            kept = [spikes.times(layer.max_spikes) for spikes in seen[name]["kept"]]
-            count = [spikes.count() for spikes in seen[name]["spikes"]]
-            slope = list(seen[name]["slope"])
-            seen[name] = {"kept": kept, "count": count, "slope": slope}
-        return values, seen
+            calls = seen[name]
+            facts[name] = {
+                "kept": [call.kept.times(layer.max_spikes) for call in calls],
+                "count": [call.spikes.count() for call in calls],
+                "slope": [call.slope for call in calls],
+            }
+        return values, facts
 
     def loss(
         self, arrays: list[Array], choice: Mapping[str, Array] | None
@@ -448,7 +452,7 @@ class _Problem:
     def gradient(
         self, choice: Mapping[str, int] | None, arrays: list[Array] | None = None
     ) -> _Result:
-        """Loss and gradients, with a method chosen for each layer or its own."""
+        """Loss and gradients, with a method chosen for each loop or its own."""
         arrays = self.arrays if arrays is None else arrays
         result = self._value_and_grad(arrays, choice)
         (value, (outputs, seen)), grads = jax.tree.map(np.asarray, result)
@@ -460,11 +464,12 @@ class _Problem:
 
     @property
     def own(self) -> dict[str, int]:
-        """Which of the methods is each layer's own."""
-        return {n: self.methods.index(x.gradient) for n, x in self.layers.items()}
+        """Which of the methods is each loop's own; a layer is one."""
+        layers = self.layers.values()
+        return {x.loop: self.methods.index(x.gradient) for x in layers}
 
     def gradients(self) -> dict[str, _Result]:
-        """Results by method; for single layers, all others by `analytic`."""
+        """Results by method; for single loops, all others by `analytic`."""
         own = self.own
         by_eventprop = dict.fromkeys(own, 0)
         by_analytic = dict.fromkeys(own, 1)
@@ -528,6 +533,10 @@ def _read(outputs: Any) -> Array:
         by_source = outputs.by_source
         n = outputs.time.shape[-1] if by_source is None else by_source.shape[-1]
         return outputs.times(n)
+    several = outputs.values() if isinstance(outputs, dict) else ()
+    if several and all(isinstance(x, Spikes) for x in several):
+        each = [_read(x).reshape(*x.time.shape[:-1], -1) for x in several]
+        return jnp.concatenate(each, axis=-1)
     if not isinstance(outputs, Trace):
         return outputs
     # Voltages at fixed times would change with a delay, so these go with the inputs.
@@ -708,7 +717,7 @@ def _layer_check(
     dropped = 0 if layer.slots is None else np.maximum(total - layer.slots, 0).sum()
 
     def alone(method: str) -> float:
-        grads = by[f"{method} in {layer.name}"].grads
+        grads = by[f"{method} in {layer.loop}"].grads
         return max(map(_relative, grads, reference))
 
     return LayerCheck(

@@ -269,11 +269,11 @@ def _pull_back_own(
     Their times are those of the layer, whose share is in `mu`; see
     `_coupled_multipliers`.
     """
-    n, _, neurons = times.shape
+    n, batch, neurons = times.shape
     delay, sum_up = jax.vjp(
         lambda delay: jnp.broadcast_to(delay, recurrent.kernel.shape), recurrent.delay
     )
-    sent = jnp.moveaxis(times, -1, 0).reshape(neurons * n, -1)
+    sent = jnp.moveaxis(times, -1, 0).reshape(neurons * n, batch)
     sources = (sent, jnp.repeat(delay, n, axis=0))
 
     def rows(response: Callable[[Neuron, Array], Array]) -> Array:
@@ -321,8 +321,8 @@ def _coupled_multipliers(
     held = releases(neuron, record.times)
     if held is not None and release is not None:
         held, release = jnp.moveaxis(held, -1, 0), jnp.moveaxis(release, -1, 0)
-    order = argsort_times(record.times.reshape(batch, -1))
-    total = jnp.max(jnp.sum(spiked, axis=(0, 2)))
+    order = argsort_times(record.times.reshape(batch, neurons * n))
+    total = jnp.max(jnp.sum(spiked, axis=(0, 2)), initial=0)
 
     def own(mu: Array, slot: Array, source: Array, sent: Array) -> Array:
         if release is not None:

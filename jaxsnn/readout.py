@@ -194,7 +194,7 @@ class Trace:
         times = at if at.ndim else at[None]
         times = jnp.broadcast_to(times, (*batch, times.shape[-1]))
         inputs = self.inputs.reshape_batch(-1)
-        times = times.reshape(inputs.time.shape[0], -1)
+        times = times.reshape(inputs.time.shape[0], times.shape[-1])
 
         places = Places.of(inputs)
         since = places.time[:, :, None]
@@ -212,7 +212,7 @@ class Trace:
             responses = jnp.where(after[..., None], response(dt), 0)
             weights = places.weights(self.kernel)[:, :, None]
             total = jnp.moveaxis(jnp.sum(weights * responses, axis=1), -1, 1)
-        total = total.reshape(*batch, self.kernel.shape[1], -1)
+        total = total.reshape(*batch, *total.shape[1:])
         return total if at.ndim else total[..., 0]
 
 

@@ -136,7 +136,8 @@ class Places(NamedTuple):
     def per_source(self, values: Array, size: int) -> Array:
         """Adds up values of the events of each source, ``[batch, size]``."""
         if self.source.ndim == 1:
-            return jnp.sum(values.reshape(values.shape[0], size, -1), axis=-1)
+            n = values.shape[1] // max(size, 1)
+            return jnp.sum(values.reshape(values.shape[0], size, n), axis=-1)
         rows = jnp.arange(values.shape[0])[:, None]
         zeros = jnp.zeros((values.shape[0], size), values.dtype)
         return zeros.at[rows, self.source].add(values)  # Empty places add 0.

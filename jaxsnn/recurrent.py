@@ -283,7 +283,7 @@ def _window_by_window(
             arrives.astype(jnp.int32), mode="drop"
         )
         row = jnp.where(arrives, jnp.take_along_axis(row, place, 1), NO_INDEX)
-        number = jnp.max(jnp.sum(arrives, axis=1, dtype=jnp.int32))
+        number = jnp.max(jnp.sum(arrives, axis=1, dtype=jnp.int32), initial=0)
 
         # An event that carries nothing opens the first interval.
         row = jnp.pad(row, ((0, 0), (1, 0)), constant_values=NO_INDEX)

@@ -7,7 +7,8 @@ is known exactly, so the distance to firing is a number, and so is the cure.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +17,25 @@ import numpy as np
 from flax import linen as nn  # noqa: TID251  # For annotations; models are Linen's.
 from jax import Array
 
+from jaxsnn.backend import Population
 from jaxsnn.capacity import table
 from jaxsnn.cures import distance
 from jaxsnn.dynamics import Neuron
-from jaxsnn.layers import LIF
+from jaxsnn.layers import LIF, Graph
 from jaxsnn.readout import Trace
-from jaxsnn.spikes import NO_TIME, Spikes, _traced
-from jaxsnn.watch import name_of, nothing_to_look_at, sown, watch
+from jaxsnn.spikes import NO_TIME, Spikes, _traced, concatenate
+from jaxsnn.watch import (
+    SPIKING,
+    described,
+    every_spike,
+    loops,
+    name_of,
+    nothing_to_look_at,
+    returned,
+    sown,
+    watch,
+    with_a_slot,
+)
 
 _COLLECTION = "silence"
 
@@ -42,9 +55,9 @@ class LayerSilence:
     """How far the neurons of one layer are from firing, over a batch.
 
     Attributes:
-      name: path of the layer in its model.
+      name: path of the layer in its model; of a population of a `Graph`, with its name.
       samples: number of samples, or of windows if the layer runs several times.
-      inputs: input spikes per sample and window.
+      inputs: input spikes per sample and window, not those of the layer itself.
       silent: fraction of neurons, over samples, that did not fire.
       saturated: fraction of neurons, over samples, that reached `max_spikes` and were
         silent from there on.
@@ -142,7 +155,8 @@ def why_silent(
     For every neuron the exact maximum of the voltage that it would have without a
     threshold is compared to the threshold: in the window, beyond its end, and without
     negative weights. Layers are looked at in the run as it is, so below a silent layer
-    all is silent for want of input: cure the first one first, and ask again.
+    all is silent for want of input: cure the first one first, and ask again. Spikes
+    count when they arrive, after delays, and those of a recurrent layer as its inputs.
 
     The reasons are those of a neuron on the whole batch, in the order of `REASONS`: the
     first that holds in any sample. A neuron that fires too rarely is none of them; see
@@ -167,14 +181,15 @@ def why_silent(
         3 (no input): no input spike arrives in the window: look at what comes before.
 
     Args:
-      model: a `Network`, a `LIF`, or any module from `Spikes` with `LIF` layers.
+      model: a `Network`, a `LIF`, a `Graph`, or any module from `Spikes` with such
+        layers.
       variables: of the model, without a state to continue from.
       spikes: inputs, ``[*batch, slots]``.
       **options: passed on to ``model.apply``, such as ``until=40e-3`` or ``rngs``.
 
     Raises:
-      ValueError: a state to continue from, no `LIF` in the model, one whose neurons
-        rest at their threshold or above, or an empty batch.
+      ValueError: a state to continue from, no `LIF` or `Graph` in the model, one whose
+        neurons rest at their threshold or above, or an empty batch.
       TypeError: traced values.
     """
     if _traced(*jax.tree.leaves((variables, spikes))):
@@ -188,56 +203,101 @@ def why_silent(
         raise ValueError(
             f"spikes has shape {spikes.time.shape}; why_silent needs samples and slots."
         )
-    layers: dict[str, LIF] = {}
+    layers: dict[str, tuple[tuple[str, ...], str]] = {}
 
     def look(module: Any, run: Callable, args: tuple, kwargs: dict) -> Any:
-        found = run(*args, **kwargs)
-        layers.setdefault(name_of(module), module)
-        module.sow(_COLLECTION, "calls", _Call.of(module, found, *args, **kwargs))
-        return found
+        found = every_spike(module, run, args, kwargs)
+        kept = with_a_slot(module, found)
+        calls = _calls(module, found, kept, *args, **kwargs)
+        module.sow(_COLLECTION, "calls", calls)
+        for population in itertools.chain(*loops(module)):
+            name = name_of(module, population)
+            layers.setdefault(name, (module.path, population))
+        return returned(module, kept)
 
     mutable = (_COLLECTION,)
-    _, seen = watch(model, variables, spikes, options, look, (LIF,), mutable)
+    _, seen = watch(model, variables, spikes, options, look, SPIKING, mutable)
     if not layers:
         raise nothing_to_look_at(model)
-    return SilenceReport(
-        tuple(
-            _silence(name, layer, sown(seen, _COLLECTION, layer.path)["calls"])
-            for name, layer in layers.items()
-        )
-    )
+    found = []
+    for name, (path, population) in layers.items():
+        calls = sown(seen, _COLLECTION, path)["calls"]
+        found.append(_silence(name, [call[population] for call in calls]))
+    return SilenceReport(tuple(found))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """One run of a layer: what it heard, with which weights, and what it said."""
+    """One run of a population: what it heard, with which weights, and what it said.
+
+    To a silent neuron the spikes of its own population are inputs as all others are.
+    """
 
     neuron: Neuron
     kernel: Array
-    inputs: Spikes
+    inputs: tuple[Spikes, ...]  # As they were sent, by others.
+    arriving: Spikes  # At the neurons, after delays, by all.
     until: Array
     found: Spikes
+    max_spikes: int = dataclasses.field(metadata={"static": True})
     on_device: bool = dataclasses.field(metadata={"static": True})
 
-    @classmethod
-    def of(
-        cls,
-        layer: LIF,
-        found: Spikes,
-        inputs: Spikes,
-        until: Any = NO_TIME,
-        observation: Any = None,
-    ) -> "_Call":
-        """Takes the arguments as `LIF.__call__` does."""
-        device = layer.backend is not None or observation is not None
-        kernel: Any = layer.get_variable("params", "kernel")
-        end = jnp.asarray(until, jnp.result_type(kernel, inputs.time))
-        flat = inputs.reshape_batch(-1), end, found.reshape_batch(-1)
-        return cls(layer.neuron, kernel, *flat, on_device=device)
+
+def _calls(
+    module: LIF | Graph,
+    found: Mapping[str, Spikes],
+    kept: Mapping[str, Spikes],
+    inputs: Spikes,
+    until: Any = NO_TIME,
+    observation: Any = None,
+) -> dict[str, _Call]:
+    """Of each population; takes the arguments as ``__call__`` of the layers does."""
+    sources = [x.reshape_batch(-1) for x in (inputs, *found.values())]
+    network = described(module, inputs.size)
+    calls = {}
+    for own, (name, population) in enumerate(zip(found, network, strict=True), 1):
+        others = [p.source for p in population.projections if p.source != own]
+        arriving, kernel = _heard(population, sources)
+        calls[name] = _Call(
+            neuron=population.neuron,
+            kernel=kernel,
+            inputs=tuple(sources[k] for k in others),
+            arriving=arriving,
+            until=jnp.asarray(until, jnp.result_type(kernel, inputs.time)),
+            found=kept[name].reshape_batch(-1),
+            max_spikes=population.max_spikes,
+            on_device=module.backend is not None or observation is not None,
+        )
+    return calls
 
 
-def _silence(name: str, layer: LIF, calls: tuple[_Call, ...]) -> LayerSilence:
+def _heard(population: Population, sources: Sequence[Spikes]) -> tuple[Spikes, Array]:
+    """All that comes to the neurons of a population.
+
+    Args:
+      population: what acts on it.
+      sources: their spikes as they are sent, ``[batch, slots]``.
+
+    Returns:
+      The spikes as they arrive, ``[batch, slots]``, or, where that depends on the
+      target, ``[neurons, batch, slots]``, and their weights, ``[sources, neurons]``.
+    """
+    kernels = [p.kernel for p in population.projections]
+    delays = [
+        jnp.atleast_2d(jnp.asarray(p.delay, p.kernel.dtype))
+        for p in population.projections
+    ]
+    targets = (population.size,) if any(d.shape[1] > 1 for d in delays) else ()
+    arriving = []
+    for p, delay in zip(population.projections, delays, strict=True):
+        sent = sources[p.source]
+        each = jnp.broadcast_to(delay, (sent.size, *(targets or (1,)))).T
+        arriving.append(sent.delayed(each.reshape(*targets, sent.size)))
+    return concatenate(*arriving), jnp.concatenate(kernels)
+
+
+def _silence(name: str, calls: Sequence[_Call]) -> LayerSilence:
     distance(calls[0].neuron)
     parts = [jax.tree.map(np.asarray, _look_closer(call)) for call in calls]
     seen = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -262,9 +322,9 @@ def _silence(name: str, layer: LIF, calls: tuple[_Call, ...]) -> LayerSilence:
         samples=len(seen["count"]),
         inputs=float(seen["heard"].mean()),
         silent=float((seen["count"] == 0).mean()),
-        saturated=float((seen["count"] >= layer.max_spikes).mean()),
+        saturated=float((seen["count"] >= calls[0].max_spikes).mean()),
         reach=reach,
-        reasons=tuple(map(reason, range(layer.features))),
+        reasons=tuple(map(reason, range(len(reach)))),
     )
 
 
@@ -274,12 +334,27 @@ def _look_closer(call: _Call) -> dict[str, Array]:
     neuron = call.neuron
 
     def reach(kernel: Array, until: Array | float) -> Array:
-        highest = Trace(neuron, kernel, call.inputs, until).maximum().value
-        return (highest - neuron.v_leak) / (neuron.v_th - neuron.v_leak)
+        def highest(neuron: Neuron, kernel: Array, arriving: Spikes) -> Array:
+            return Trace(neuron, kernel, arriving, until).maximum().value
+
+        def of_one(neuron: Neuron, weights: Array, arriving: Spikes) -> Array:
+            return highest(neuron, weights[:, None], arriving)[:, 0]
+
+        if call.arriving.time.ndim == 2:
+            highest_of_all = highest(neuron, kernel, call.arriving)
+        else:  # Each neuron hears the spikes at times of its own.
+            shape = (kernel.shape[1],)
+            each = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), neuron)
+            of_all = jax.vmap(of_one, out_axes=1)
+            highest_of_all = of_all(each, kernel.T, call.arriving)
+        return (highest_of_all - neuron.v_leak) / (neuron.v_th - neuron.v_leak)
 
     return {
         "count": call.found.count(),
-        "heard": jnp.sum(call.inputs.time < call.until, axis=-1),
+        "heard": sum(
+            [jnp.sum(x.time < call.until, axis=-1) for x in call.inputs],
+            jnp.zeros((), int),
+        ),
         "reach": reach(call.kernel, call.until),
         "endless": reach(call.kernel, NO_TIME),
         "excited": reach(jnp.maximum(call.kernel, 0), call.until),

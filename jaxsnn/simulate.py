@@ -195,7 +195,7 @@ class Lockstep:
 
         def catch_up(carry: tuple[Walkers, Record]) -> tuple[Walkers, Record]:
             walkers, record = carry
-            start = jnp.maximum(first, jnp.min(walkers.resume))
+            start = jnp.maximum(first, jnp.min(walkers.resume, initial=self.never))
             walk = (start, *walkers[:3])
             pass_over = functools.partial(self._pass_over, walkers.release)
             _, v, i, resume = lax.while_loop(walking, pass_over, walk)
@@ -295,8 +295,9 @@ def _write(record: Record, slot: Array, where: Array, spike: Record) -> Record:
                 for x, y in zip(spike, record, strict=True)
             )
         )
-    last = jnp.max(jnp.where(where, slot, -1))
-    first = jnp.min(jnp.where(where, slot, record.times.shape[0]))
+    last = jnp.max(jnp.where(where, slot, -1), initial=-1)
+    none = record.times.shape[0]
+    first = jnp.min(jnp.where(where, slot, none), initial=none)
 
     def write(carry: tuple[Array, Record]) -> tuple[Array, Record]:
         row, record = carry

@@ -10,7 +10,12 @@ from typing import Any
 
 from flax import linen as nn  # noqa: TID251  # Interceptors are Linen's.
 
+from jaxsnn.backend import Population
+from jaxsnn.layers import LIF, Graph
 from jaxsnn.spikes import Spikes
+
+#: Modules that spike, event by event.
+SPIKING = (LIF, Graph)
 
 # Of a module, what it would do, and its arguments: to what is returned instead.
 Look = Callable[[Any, Callable[..., Any], tuple, dict], Any]
@@ -58,9 +63,56 @@ def watch(
         return model.apply(variables, spikes, mutable=list(mutable), **options)
 
 
-def name_of(module: nn.Module) -> str:
-    """Path of a layer in its model."""
-    return "/".join(module.path) or type(module).__name__
+def name_of(module: nn.Module, population: str = "") -> str:
+    """Path of a layer in its model, or of one of its populations."""
+    return "/".join(filter(None, (*module.path, population))) or type(module).__name__
+
+
+def loops(module: LIF | Graph) -> list[list[str]]:
+    """Names of a layer's populations in the order in which they run, loop by loop.
+
+    A `LIF` is one population, whose name is empty.
+    """
+    return module.order() if isinstance(module, Graph) else [[""]]
+
+
+def every_spike(
+    module: LIF | Graph, run: Callable, args: tuple, kwargs: dict, **attributes: Any
+) -> dict[str, Spikes]:
+    """Runs a layer with other attributes, and returns the spikes of each population.
+
+    In the order in which a layer lists them, with those that find no slot.
+    """
+    if isinstance(module, Graph):
+        with changed(module, outputs=tuple(module.populations), **attributes):
+            return run(*args, **kwargs)
+    with changed(module, slots=None, **attributes):
+        return {"": run(*args, **kwargs)}
+
+
+def with_a_slot(
+    module: LIF | Graph, spikes: Mapping[str, Spikes]
+) -> Mapping[str, Spikes]:
+    """Those of the spikes that find a slot. In a `Graph` there is one for each."""
+    slots = None if isinstance(module, Graph) else module.slots
+    if slots is None:
+        return spikes
+    return {name: found.keep(slots)[0] for name, found in spikes.items()}
+
+
+def returned(
+    module: LIF | Graph, spikes: Mapping[str, Spikes]
+) -> Spikes | dict[str, Spikes]:
+    """What a layer returns of the spikes of its populations."""
+    names = module.outputs if isinstance(module, Graph) else ""
+    return spikes[names] if isinstance(names, str) else {n: spikes[n] for n in names}
+
+
+def described(module: LIF | Graph, size: int) -> list[Population]:
+    """A layer's populations as devices see them; `size` is that of the inputs."""
+    if isinstance(module, Graph):
+        return module._network(size)
+    return [module.population()]
 
 
 @contextlib.contextmanager
@@ -86,17 +138,22 @@ def sown(state: Mapping[str, Any], collection: str, path: tuple[str, ...]) -> An
     for part in path:
         found = found.get(part, {})
     if not found:
-        raise ValueError(
-            f"what layer '{'/'.join(path)}' did cannot be seen from outside: it runs in"
-            " a lifted transform (nn.scan, nn.vmap) that does not hand the collection"
-            f' "{collection}" through; add it to variable_axes.'
-        )
+        raise unseen(collection, path)
     return found
+
+
+def unseen(collection: str, path: tuple[str, ...]) -> ValueError:
+    """The error of a layer that nothing can be seen of."""
+    return ValueError(
+        f"what layer '{'/'.join(path)}' did cannot be seen from outside: it runs in"
+        " a lifted transform (nn.scan, nn.vmap) that does not hand the collection"
+        f' "{collection}" through; add it to variable_axes.'
+    )
 
 
 def nothing_to_look_at(model: nn.Module) -> ValueError:
     """The error of a model without any layer that is known."""
     return ValueError(
-        f"{type(model).__name__} ran no jaxsnn.layers.LIF, so there is nothing to"
-        " look at; its spiking layers must be LIF or subclasses of it."
+        f"{type(model).__name__} ran no jaxsnn.layers.LIF or Graph, so there is nothing"
+        " to look at; its spiking layers must be these or subclasses of them."
     )

@@ -18,10 +18,10 @@ from flax import linen as nn
 import jaxsnn
 from jaxsnn import Spikes, check_gradients, require_no_overflow, suggest_capacity
 from jaxsnn.analytic import analytic
-from jaxsnn.capacity import SlotsExceededError
+from jaxsnn.capacity import SlotsExceededError, observe
 from jaxsnn.eventprop import eventprop
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import LI, LIF, Network
+from jaxsnn.layers import LI, LIF, Connection, Graph, Network, Population
 
 
 def random_inputs(seed=0, batch=3, size=5):
@@ -44,6 +44,12 @@ def coarse_in_float32(neuron, kernel, inputs, start, record):
     """Right in float64, 1e-3 too large in float32."""
     times = eventprop(neuron, kernel, inputs, start, record)
     return changed_by(1e-3 if times.dtype == jnp.float32 else 0.0, times)
+
+
+def without_parameters(neuron, kernel, inputs, start, record, *recurrent):
+    """Forgets that parameters of the neurons are learned."""
+    fixed = jax.lax.stop_gradient(neuron)
+    return eventprop(fixed, kernel, inputs, start, record, *recurrent)
 
 
 def without_resets(neuron, kernel, inputs, start, record):
@@ -208,6 +214,144 @@ def test_events_without_a_table_by_source_and_a_window():
     assert np.isnan(report.delay)  # Over the threshold, a run begins at time 0.
 
 
+class WithGraph(nn.Module):
+    """Two populations that act on each other, and one that listens."""
+
+    @nn.compact
+    def __call__(self, spikes):
+        constant, normal = nn.initializers.constant, nn.initializers.normal
+        populations = {
+            "out": Population(2, max_spikes=3),
+            "e": Population(3, v_th=constant(1.0), t_ref=1e-3, max_spikes=3),
+            "i": Population(2, max_spikes=3),
+        }
+        connections = [
+            Connection("input", "e", normal(10.0)),
+            Connection("e", "i", normal(12.0), constant(1e-3)),
+            Connection("i", "e", normal(4.0)),
+            Connection("e", "out", normal(10.0), constant(2e-3)),
+            Connection("input", "out", normal(6.0)),
+        ]
+        options = {"outputs": ("i", "out"), "gradient": without_parameters}
+        body = Graph(populations, connections, **options, name="body")
+        found = body(spikes, until=60e-3)
+        assert list(found) == ["i", "out"]  # Also while it is looked at.
+        return found
+
+
+def test_populations_of_a_graph_are_layers_and_a_wrong_loop_is_named():
+    inputs, model = random_inputs(6, size=4), WithGraph()
+    variables = jax.jit(model.init)(jax.random.key(3), inputs)
+    report = check_gradients(model, variables, inputs, directions=1)
+    # Those of a loop stay together, and before whom they act on.
+    e, i, out = report.layers
+    names = [layer.name for layer in report.layers]
+    assert names == ["body/e", "body/i", "body/out"]
+    _, state = run(model, ("events",), variables, inputs)
+    counts = {
+        f"body/{name}": np.asarray(x["count"])
+        for name, x in state["events"]["body"].items()
+    }
+    for layer in report.layers:
+        assert layer.spikes == counts[layer.name].sum() > 0
+        assert layer.silent == (counts[layer.name] == 0).mean()
+        assert (layer.dropped, layer.slots) == (0, None)
+        assert layer.eventprop <= 1e-9
+
+    # Wrong is what the loop says of the one parameter, and nothing else.
+    assert e.own == i.own > 1e-3
+    assert out.own <= 1e-9
+    assert not report.undecided  # Also learned delays are as exact as float64.
+    *loop, methods, differences = report.failures
+    assert ["'body/e'" in loop[0], "'body/i'" in loop[1], len(loop)] == [1, 1, 2]
+    for failure in (methods, differences):
+        assert failure.startswith("the gradient by body/e_log_v_th ")
+    leaves = {leaf.name: leaf for leaf in report.leaves}
+    assert leaves.pop("body/e_log_v_th").norm == 0
+    assert len(leaves) == 8
+    for leaf in leaves.values():
+        assert leaf.norm > 0
+        assert max(leaf.own, leaf.eventprop) <= 1e-9
+        assert leaf.differences <= 1e-6
+    assert report.delay <= 1e-9
+
+    capacity = suggest_capacity(model, variables, [inputs], headroom=0.0)
+    assert [layer.name for layer in capacity.layers] == names
+    for layer in capacity.layers:
+        total = counts[layer.name].sum(-1)
+        assert layer.slots == layer.most == total.max()
+        assert layer.mean == pytest.approx(total.mean())
+
+
+def test_a_graph_of_one_population_is_seen_as_the_layer_that_it_is():
+    inputs = random_inputs(7, size=3)
+    own = {"max_spikes": 2, "v_reset": -0.1}
+    connections = [Connection("input", "a"), Connection("a", "a")]
+    graph = Graph({"a": Population(3, **own)}, connections, outputs="a")
+    layer = LIF(3, recurrent=True, **own)
+    kernel, back = random_kernel(3, 3), random_kernel(3, 3) - 2
+
+    def seen(model, name, **params):
+        layers = {}
+
+        @jax.jit
+        def look(variables):
+            return observe(model, variables, inputs, {}, layers)
+
+        outputs, calls = look({"params": params})
+        assert list(layers) == list(calls) == [name]
+        (call,) = calls[name]
+        assert call.slope < np.inf
+        return outputs, call, layers[name].features, layers[name].max_spikes
+
+    of_layer = seen(layer, "LIF", kernel=kernel, recurrent_kernel=back)
+    of_graph = seen(graph, "a", input_to_a=kernel, a_to_a=back)
+    assert of_layer[0].count().sum() > 10
+    jax.tree.map(np.testing.assert_array_equal, of_layer, of_graph)
+
+
+def test_the_slope_is_the_least_of_each_population():
+    # At x = exp(-t / tau_mem) an input of weight w has taken neurons to w (x - x^2).
+    weights = {"a": [6.0, 9.0], "b": [8.0], "c": [7.0, 5.0]}
+    connections = [Connection("input", name) for name in weights]
+    connections += [Connection("a", "b"), Connection("b", "a"), Connection("b", "c")]
+    populations = {name: Population(len(own)) for name, own in weights.items()}
+    graph = Graph(populations, connections, outputs="c")
+    params = {f"input_to_{name}": jnp.array([own]) for name, own in weights.items()}
+    for c in connections[3:]:
+        params[c.name] = jnp.zeros((len(weights[c.source]), len(weights[c.target])))
+    asked = []
+
+    def gradient(layer):
+        asked.append(layer.name)
+        return layer.gradient
+
+    @jax.jit
+    def look(inputs):
+        options = {"gradient": gradient}
+        _, calls = observe(graph, {"params": params}, inputs, {}, {}, **options)
+        return {name: call.slope for name, (call,) in calls.items()}
+
+    found = look(Spikes.from_times(jnp.array([[[1e-3]]])))
+    assert asked == ["a", "c"]  # Once for a loop.
+    for name, own in weights.items():
+        x = (1 + np.sqrt(1 - 4 / min(own))) / 2
+        expected = min(own) * (2 * x * x - x)
+        assert found[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_delays_of_single_synapses_are_checked_too():
+    late = np.random.default_rng(8).uniform(0, 3e-3, (3, 3))
+    layer = LIF(3, delay=late, max_spikes=2)
+    variables = {"params": {"kernel": random_kernel(3, 3)}}
+    inputs = random_inputs(8, size=3)
+    report = check_gradients(layer, variables, inputs, directions=1)
+    assert report.ok, str(report)
+    assert not report.undecided
+    assert report.layers[0].spikes > 5
+    assert 0 < report.layers[0].slope < np.inf
+
+
 def test_a_readout_of_voltages_is_checked_too():
     inputs = random_inputs(4)
     hidden = LIF(6, max_spikes=2, name="hidden")
@@ -282,7 +426,9 @@ def test_what_cannot_be_checked_is_refused():
         check_gradients(Pair(), wrapped, inputs)
     with pytest.raises(TypeError, match=r"Pair returned tuple, read as Spikes, expec"):
         check_gradients(Pair(), wrapped, inputs, read=lambda outputs: outputs[1])
-    with pytest.raises(ValueError, match=r"NoLayer ran no jaxsnn\.layers\.LIF"):
+    with pytest.raises(
+        ValueError, match=r"NoLayer ran no jaxsnn\.layers\.LIF or Graph"
+    ):
         check_gradients(NoLayer(), variables, inputs)
     with pytest.raises(ValueError, match="directions is 0"):
         check_gradients(layer, variables, inputs, directions=0)

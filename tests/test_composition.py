@@ -11,6 +11,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from jaxsnn import Spikes
+from jaxsnn.analytic import analytic
 from jaxsnn.coding import encode_latency
 from jaxsnn.layers import LI, LIF, Network
 
@@ -399,3 +401,29 @@ def test_one_dtype_from_inputs_to_gradients(dtype):
     leaves = jax.tree.leaves((variables, value, grads))
     assert {leaf.dtype.name for leaf in leaves} == {dtype}
     assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LIF(3, max_spikes=2),
+        LIF(3, max_spikes=2, gradient=analytic, t_ref=1e-3),
+        LIF(3, recurrent=True),
+        LIF(3, recurrent=True, recurrent_delay=1e-3),
+        LIF(3, delay=1e-3),
+        Network([LIF(3, name="hidden"), LI(3, name="output")]),
+    ],
+)
+def test_a_batch_may_be_empty(layer):
+    inputs = Spikes.from_times(jnp.ones((0, 2, 1)))
+    params = jax.jit(layer.init)(jax.random.key(0), inputs)["params"]
+
+    def total(params):
+        outputs, state = layer.apply({"params": params}, inputs, mutable=["events"])
+        found = outputs.maximum().value if isinstance(layer, Network) else outputs.time
+        assert found.shape[0] == 0
+        assert all(x.shape[0] == 0 for x in jax.tree.leaves(state))
+        return jnp.sum(found)
+
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(total))(params)):
+        np.testing.assert_array_equal(gradient, 0)

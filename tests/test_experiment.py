@@ -207,6 +207,14 @@ def test_maxima_of_voltages_decide_and_teach():
         assert jnp.isfinite(kernel).all()
         assert (kernel != 0).any()
 
+    # The right output never rises: its weights have no gradient but the lift.
+    kernel = params["output"]["kernel"].at[:, 1].set(-1.0)
+    _, grads = loss(params | {"output": {"kernel": kernel}})
+    np.testing.assert_allclose(grads["output"]["kernel"][:, 1], -config.loss.bump)
+    kernel = params["output"]["kernel"].at[:, 2].set(-1.0)  # Nor does a wrong one.
+    _, grads = loss(params | {"output": {"kernel": kernel}})
+    np.testing.assert_array_equal(grads["output"]["kernel"][:, 2], 0)
+
     # Outputs that all rest are equal: the first of them, by convention.
     silence = Spikes.from_times(jnp.full((1, 5, 1), jnp.inf))
     readings = experiment.read(experiment.model.apply({"params": params}, silence))
@@ -286,7 +294,7 @@ def test_the_grid_is_what_the_config_says():
     config.loss.t_silent, config.model.dt = 63e-3, 0.3e-3
     config.model.surrogate, config.model.beta = "triangular", 0.5
     config.model.hidden = ()
-    config.loss.bump = 1.0  # Of spiking layers only; there is none.
+    config.loss.bump = 0.0
     experiment = create_experiment(config)
     assert experiment.model.steps == 210
     config.model.readout, config.loss.name = "lif", "ttfs_mse"

@@ -212,3 +212,60 @@ def test_bad_populations_and_delays_are_refused():
             ],
             outputs="a",
         )
+    with pytest.raises(ValueError, match="nothing outside of the loop of a, b is"):
+        Graph(
+            {"a": Population(1), "b": Population(1)},
+            [Connection("a", "b"), Connection("b", "a")],
+            outputs="a",
+        )
+
+
+def test_bad_values_are_refused_before_the_run():
+    x = inputs()
+
+    def init(**attributes):
+        populations = {"a": Population(2, **attributes)}
+        connections = [Connection("input", "a"), Connection("a", "a")]
+        graph = Graph(populations, connections, outputs="a")
+        return graph, graph.init(jax.random.key(0), x, UNTIL)["params"]
+
+    graph, params = init()
+    for name in params:
+        wrong = params | {name: params[name].at[0, 0].set(jnp.nan)}
+        with pytest.raises(ValueError, match=f"the {name} of Graph has entries that"):
+            graph.apply({"params": wrong}, x, UNTIL)
+    with pytest.raises(ValueError, match=r"t_ref of population 'a' is 0\.1, longer"):
+        init(t_ref=0.1)
+    with pytest.raises(ValueError, match=r"Population 'a'\.tau_mem is .*fits \(2,\)"):
+        init(tau_mem=np.full(3, 10e-3))
+
+
+def test_a_graph_is_one_row_of_a_table_with_its_parameters():
+    wide = {"width": 250, "force_terminal": False}
+    graph = loop(param_dtype=jnp.float32)
+    table = graph.tabulate(jax.random.key(0), inputs(), console_kwargs=wide)
+    sizes = {"input": 4, "e": 5, "i": 3, "out": 2}
+    for c in graph.connections:
+        shape = f"[{sizes[c.source]},{sizes[c.target]}]"
+        assert f"{c.name}: float32{shape}" in table
+    assert table.count("│ Graph ") == 1
+
+
+@pytest.mark.usefixtures("x64")
+def test_single_precision_in_a_program_that_has_double():
+    # Weights that are not there, times, and parameters each have a dtype.
+    x = inputs()
+    graph = loop(param_dtype=jnp.float32, delay=nn.initializers.constant(1e-3))
+    params = graph.init(jax.random.key(3), x, UNTIL)["params"]
+
+    @jax.jit
+    @jax.grad
+    def grad(params):
+        out = graph.apply({"params": params}, x, UNTIL)["i"].first()
+        return jnp.sum(jnp.where(out < jnp.inf, out, 0))
+
+    found, expected = grad(params), grad(jax.tree.map(jnp.float64, params))
+    for name, value in found.items():
+        assert value.dtype == jnp.float32
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-3 * scale)

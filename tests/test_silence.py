@@ -21,7 +21,7 @@ from jaxsnn.backend import Observation
 from jaxsnn.cures import bump_silent, pseudo_times, threshold_gap
 from jaxsnn.dynamics import Neuron
 from jaxsnn.hardware import SimulatedChip
-from jaxsnn.layers import LIF, Network
+from jaxsnn.layers import LIF, Connection, Graph, Network, Population
 from jaxsnn.layers.initializers import first_spike_normal, fluctuation_normal
 from jaxsnn.losses import silence_bump
 
@@ -366,6 +366,121 @@ def test_windows_slots_devices_and_missing_input():
     assert reasons_of(fires, backend=deaf).reasons == ("device",) * 3
 
 
+@pytest.mark.parametrize("delay", [None, 2e-3, ((2e-3, 2e-3), (2e-3, 2e-3))])
+def test_neurons_hear_their_own_layer_and_what_is_delayed(delay):
+    # A weight w takes a neuron to w / 4. The first one alone would fire, at once.
+    layer = LIF(2, recurrent=True, recurrent_delay=1e-3, delay=delay)
+    inputs = Spikes.from_times(jnp.array([[[0.0], [5e-3]]]))
+
+    def second(own, across, until=50e-3):
+        params = {
+            "kernel": jnp.array([[9.0, 0.0], [0.0, own]]),
+            "recurrent_kernel": jnp.array([[0.0, across], [0.0, 0.0]]),
+        }
+        report = why_silent(layer, {"params": params}, inputs, until=until)["LIF"]
+        assert report.reasons[0] == ""
+        assert report.inputs == (until > 5e-3) + 1
+        return report.reasons[1], report.reach[1]
+
+    assert second(0.0, 2.0) == ("weak", pytest.approx(0.5, rel=1e-6))
+    assert second(6.0, -30.0) == ("inhibited", 0)
+    assert second(6.0, 0.0, until=4.5e-3)[0] == "window"
+
+
+def test_delays_may_be_longer_than_the_window():
+    # By input 0 in a run of its own, for delays that the target has a part in.
+    late = np.array([[0.0, 60e-3]])
+    layer = reasons_of(np.array([[8.0, 8.0]]), until=50e-3, delay=late)
+    assert layer.reasons == ("", "window")
+
+
+def test_populations_of_a_loop_hear_each_other():
+    # As above, "a" fires and "b" has but what it is given.
+    graph = Graph(
+        {"b": Population(2), "a": Population(1)},
+        [
+            Connection("a", "b", delay=((1e-3, 1e-3),)),
+            Connection("b", "a", delay=1e-3),
+            Connection("input", "a"),
+            Connection("input", "b", delay=2e-3),
+        ],
+        outputs="b",
+    )
+    inputs = Spikes.from_times(jnp.array([[[0.0], [5e-3]]]))
+
+    def of_b(own, across, until=50e-3):
+        params = {
+            "input_to_a": jnp.array([[9.0], [0.0]]),
+            "input_to_b": jnp.array([[0.0, 0.0], [own, 2.0]]),
+            "a_to_b": jnp.array([[across, 0.0]]),
+            "b_to_a": jnp.zeros((2, 1)),
+        }
+        report = why_silent(graph, {"params": params}, inputs, until=until)
+        assert [layer.name for layer in report.layers] == ["b", "a"]
+        assert report["a"].reasons == ("",)
+        assert report["a"].inputs == (until > 5e-3) + 1  # And none of "b".
+        assert report["b"].inputs == (until > 5e-3) + 2
+        assert report["b"].reach[1] == pytest.approx(0.5 * (until > 8e-3), rel=1e-6)
+        return report["b"].reasons[0], report["b"].reach[0]
+
+    assert of_b(0.0, 2.0) == ("weak", pytest.approx(0.5, rel=1e-6))
+    assert of_b(6.0, -30.0) == ("inhibited", 0)
+    assert of_b(6.0, 0.0, until=6.5e-3)[0] == "window"
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_population_is_as_silent_as_the_layer_that_it_is():
+    kernel, time = random_problem(9, n_in=5, n_out=7)
+    kernel, inputs = (
+        jnp.asarray(kernel),
+        Spikes.from_times(jnp.asarray(time)[..., None]),
+    )
+    back = jnp.asarray(np.random.default_rng(9).normal(-0.2, 1.5, (7, 7)))
+    late = np.random.default_rng(8).uniform(1e-3, 4e-3, (7, 7))
+    own = {"v_leak": V_LEAK, "t_ref": 2e-3, "max_spikes": 2}
+    layer = LIF(7, recurrent=True, recurrent_delay=late, **own)
+    params = {"kernel": kernel, "recurrent_kernel": back}
+    expected = why_silent(layer, {"params": params}, inputs, until=40e-3)["LIF"]
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, spikes, until):
+            populations = {"next": Population(3), "a": Population(7, **own)}
+            connections = [
+                Connection("a", "next", delay=np.full((7, 1), 1e-3)),
+                Connection("input", "a"),
+                Connection("a", "a", delay=late),
+            ]
+            body = Graph(populations, connections, "next", name="body")
+            found = body(spikes, until)
+            assert found.size == 3  # Also while it is looked at.
+            return found
+
+    params = {"input_to_a": kernel, "a_to_a": back, "a_to_next": jnp.full((7, 3), 0.1)}
+    params = {"params": {"body": params}}
+    report = why_silent(Model(), params, inputs, until=40e-3)
+    found, after = report.layers
+    assert (found.name, after.name) == ("body/a", "body/next")
+    assert after.reasons == ("weak",) * 3
+    assert 0 < found.never.sum() < 7
+    assert found.reasons == expected.reasons
+    np.testing.assert_allclose(found.reach, expected.reach, rtol=1e-12)
+    for name in ("samples", "inputs", "silent", "saturated"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+def test_neurons_hear_also_what_found_no_slot():
+    # The second neuron's spike has none, and alone would make the third one fire.
+    layer = LIF(3, recurrent=True, recurrent_delay=1e-3, slots=1)
+    kernel = jnp.array([[9.0, 8.0, 0.0]])
+    back = jnp.zeros((3, 3)).at[1, 2].set(2.0)
+    inputs = Spikes.from_times(jnp.array([[[1e-3]]]))
+    params = {"kernel": kernel, "recurrent_kernel": back}
+    report = why_silent(layer, {"params": params}, inputs)["LIF"]
+    assert report.reasons == ("", "no slot", "weak")
+    assert report.reach[2] == pytest.approx(0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_factor_is_exactly_what_takes_a_neuron_to_its_threshold(x64, ratio):
     kernel, time = random_problem(8)
@@ -539,7 +654,7 @@ def test_misuse_is_refused():
         pseudo_times(jnp.zeros((2, 3)), Neuron(), kernel, inputs, tau=1e-3)
     with refused(match="begin at rest"):
         why_silent(layer, variables | {"events": {"v": 0}}, inputs)
-    with refused(match=r"ran no jaxsnn\.layers\.LIF"):
+    with refused(match=r"ran no jaxsnn\.layers\.LIF or Graph"):
         why_silent(Deaf(), {}, inputs)
     with refused(match="needs samples and slots"):
         why_silent(

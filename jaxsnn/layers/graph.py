@@ -24,9 +24,11 @@ from jaxsnn.dynamics import Neuron, Parameter, Time
 from jaxsnn.eventprop import eventprop
 from jaxsnn.layers.initializers import spread_normal
 from jaxsnn.layers.parameters import (
+    PerTarget,
     Value,
     check_delay,
     check_neuron,
+    check_t_ref,
     check_until,
     check_whole,
     neuron_of,
@@ -34,8 +36,8 @@ from jaxsnn.layers.parameters import (
     positive,
     shortest_delay,
 )
-from jaxsnn.layers.run import Found, at_limit, device_key, spikes_of
-from jaxsnn.record import Recurrent, start_of_run
+from jaxsnn.layers.run import Found, at_limit, device_key, show_slope, spikes_of
+from jaxsnn.record import Recurrent, start_of_run, unexplained
 from jaxsnn.recurrent import quicker_way
 from jaxsnn.spikes import NO_TIME, Spikes, concatenate
 
@@ -132,7 +134,7 @@ class Graph(nn.Module):
     what ends a cascade that would go on. A run is one window from rest.
 
     Attributes:
-      populations: by name.
+      populations: by name. Those in a loop have one `max_spikes`.
       connections: between them, at most one from one to another.
       outputs: name of the population whose spikes are returned, or several names, whose
         spikes are returned by name.
@@ -180,6 +182,7 @@ class Graph(nn.Module):
         for loop in self.order():
             self._check_loop(loop)
 
+    @nn.nowrap
     def order(self) -> list[list[str]]:
         """Groups of populations in the order in which they run; a group is a loop."""
         names = list(self.populations)
@@ -211,6 +214,7 @@ class Graph(nn.Module):
         check_until(until)
         batch = inputs.time.shape[:-1]
         spikes = {INPUT: inputs.reshape_batch(-1)}
+        slope: dict[str, Array] = {}
         observed: dict[str, Observation] = {}
         if self.backend is not None and not self.is_initializing():
             network = self._network(inputs.size)
@@ -225,20 +229,23 @@ class Graph(nn.Module):
                 part = slice(start, start + features)
                 found = jax.tree.map(lambda x, part=part: x[:, part], all_found)
                 start += features
-                spikes[name] = Spikes.from_times(found.times)
+                times = found.record.times
+                spikes[name] = Spikes.from_times(times)
+                slope[name] = found.record.slope
                 if found.mismatch is not None:
                     self._report("mismatch", name, found.mismatch._asdict(), batch)
                 if self.is_mutable_collection("events") and not self.is_initializing():
-                    fired = found.times < NO_TIME
+                    fired = times < NO_TIME
                     counters = {"count": jnp.sum(fired, axis=-1, dtype=jnp.int32)}
                     if self._inside(group):
-                        counters["at_limit"] = at_limit(found.times)
+                        counters["at_limit"] = at_limit(times)
                     if observed:
-                        counters["unexplained"] = found.without.sum(axis=-1)
+                        counters["unexplained"] = unexplained(found.record).sum(axis=-1)
                         counters |= observed[name].counters
                     self._report("events", name, counters, batch)
         if self.backend is not None and self.is_initializing():
             self.backend.check(self._network(inputs.size), until)
+        show_slope(self, slope)
         outputs = {name: spikes[name].reshape_batch(*batch) for name in self._outputs()}
         self.sow("intermediates", "spikes", outputs)
         return outputs[self.outputs] if isinstance(self.outputs, str) else outputs
@@ -269,7 +276,7 @@ class Graph(nn.Module):
                 inside = loop.get(c.source) == loop[name]
                 delay = self._given_delay(c, (rows, columns if inside else 1))
                 projections.append(Projection(number[c.source], kernel, delay))
-            neuron, limit = self._neuron(name), population.max_spikes
+            neuron, limit = self.neuron(name), population.max_spikes
             found.append(
                 DevicePopulation(name, sizes[name], neuron, limit, tuple(projections))
             )
@@ -287,7 +294,10 @@ class Graph(nn.Module):
     ) -> Found:
         """What is known of the spikes of a group."""
         sizes = {name: self.populations[name].features for name in group}
-        neuron = _joined([self._neuron(name) for name in group], list(sizes.values()))
+        neurons = {name: self.neuron(name) for name in group}
+        for name, one in neurons.items():
+            check_t_ref(f"population {name!r}", one.t_ref, until)
+        neuron = _joined(list(neurons.values()), list(sizes.values()))
         outside = [
             c for c in self.connections if c.target in sizes and c.source not in sizes
         ]
@@ -334,7 +344,9 @@ class Graph(nn.Module):
             pairs = list(zip(own, shapes, strict=True))
             weights.append(
                 [
-                    jnp.zeros(s) if c is None else self._kernel(c, *s, observed)
+                    jnp.zeros(s, self.param_dtype)
+                    if c is None
+                    else self._kernel(c, *s, observed)
                     for c, s in pairs
                 ]
             )
@@ -348,10 +360,16 @@ class Graph(nn.Module):
                         for c, s in pairs
                     ]
                 )
-        return Recurrent(jnp.block(weights), jnp.block(delays))
+        kernel = jnp.block(weights)
+        return Recurrent(kernel, jnp.block(delays).astype(kernel.dtype))
 
+    @nn.nowrap
     def _check_loop(self, group: Sequence[str]) -> None:
         """Raises for a loop that cannot run as asked."""
+        if all(c.source in group for c in self.connections if c.target in group):
+            raise ValueError(
+                f"nothing outside of the loop of {', '.join(group)} is connected to it."
+            )
         limits = {name: self.populations[name].max_spikes for name in group}
         if len(set(limits.values())) > 1:
             raise ValueError(
@@ -365,9 +383,11 @@ class Graph(nn.Module):
                 f" targets, in the loop of {', '.join(inside)}. Write by='event'."
             )
 
+    @nn.nowrap
     def _inside(self, group: Sequence[str]) -> list[Connection]:
         return [c for c in self.connections if c.source in group and c.target in group]
 
+    @nn.nowrap
     def _by_source(self, group: Sequence[str]) -> bool:
         """Whether delays in a loop depend on the source only."""
         delays: dict[str, set[Any]] = {}
@@ -379,34 +399,39 @@ class Graph(nn.Module):
             delays.setdefault(c.source, set()).add(tuple(np.ravel(delay)))
         return all(len(values) == 1 for values in delays.values())
 
+    @nn.nowrap
     def _shortest(self, group: Sequence[str]) -> float | None:
         """Shortest delay in a loop, or no loop, that can run window by window."""
         if not self._by_source(group):
             return None
         return shortest_delay(c.delay for c in self._inside(group))
 
+    @nn.nowrap
     def _delayed(self, spikes: Spikes, connection: Connection) -> Spikes:
         """Spikes of a source when they arrive."""
         delay = connection.delay
         if isinstance(delay, numbers.Real) and delay == 0:
             return spikes
-        if not (
-            callable(delay) or isinstance(delay, numbers.Real) or _is_column(delay)
-        ):
+        learned = callable(delay) and not isinstance(delay, PerTarget)
+        if not (learned or isinstance(delay, numbers.Real) or _is_column(delay)):
             raise ValueError(
-                f"delay of {connection.name} has shape {np.shape(delay)}, expected a"
-                f" number or [{spikes.size}, 1]: it is not part of a loop."
+                f"delay of {connection.name} is {delay!r}, expected a number,"
+                f" [{spikes.size}, 1], or one learned of each source: it is not part"
+                " of a loop."
             )
         return spikes.delayed(self._delay(connection, (spikes.size, 1))[:, 0])
 
+    @nn.nowrap
     def _given_delay(self, connection: Connection, shape: tuple[int, int]) -> Parameter:
         """A number, or an array that fits the shape."""
         return positive(self, f"{connection.name}_delay", connection.delay, shape)
 
+    @nn.nowrap
     def _delay(self, connection: Connection, shape: tuple[int, int]) -> Array:
         value = self._given_delay(connection, shape)
-        return jnp.broadcast_to(jnp.asarray(value, self.param_dtype), shape)
+        return jnp.broadcast_to(jnp.asarray(value), shape)  # As exact as it is.
 
+    @nn.nowrap
     def _kernel(
         self,
         connection: Connection,
@@ -422,14 +447,16 @@ class Graph(nn.Module):
         there = observed[target].kernels[self._into(target).index(connection)]
         return straight_through(kernel, there)
 
-    def _neuron(self, name: str) -> Neuron:
-        return neuron_of(_Scope(self, name))
+    def neuron(self, name: str) -> Neuron:
+        """Parameters of the neurons of a population."""
+        return neuron_of(_Population(self, name))
 
+    @nn.nowrap
     def _outputs(self) -> list[str]:
         return [self.outputs] if isinstance(self.outputs, str) else list(self.outputs)
 
 
-class _Scope:
+class _Population:
     """A population as `neuron_of` sees a layer: its attributes, parameters by name."""
 
     def __init__(self, graph: Graph, name: str):

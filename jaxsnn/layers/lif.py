@@ -1,5 +1,6 @@
 """The leaky integrate-and-fire layer."""
 
+import numbers
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxsnn.layers.parameters import (
     check_delay,
     check_inputs,
     check_neuron,
+    check_t_ref,
     check_until,
     check_whole,
     kernel_of,
@@ -34,8 +36,14 @@ from jaxsnn.layers.parameters import (
     positive,
     shortest_delay,
 )
-from jaxsnn.layers.run import Found, at_limit, device_key, spikes_of
-from jaxsnn.record import Recurrent, State, start_of_run, state_after
+from jaxsnn.layers.run import Found, at_limit, device_key, show_slope, spikes_of
+from jaxsnn.record import (
+    Recurrent,
+    State,
+    start_of_run,
+    state_after,
+    unexplained,
+)
 from jaxsnn.recurrent import quicker_way
 from jaxsnn.spikes import NO_INDEX, NO_TIME, Spikes, _traced
 
@@ -116,7 +124,8 @@ class LIF(nn.Module):
       recurrent: whether the neurons are connected with each other and themselves.
       recurrent_init: initializer of ``recurrent_kernel``, ``[features, features]``.
       recurrent_delay: time in seconds that a spike takes within the layer, for all, of
-        each source, ``[features, 1]``, or of each pair.
+        each source, ``[features, 1]``, or of each pair. Learned, it is one of each
+        pair, or as `PerSource` or `PerTarget` say.
       recurrent_by: ``"event"``, ``"window"``, or ``"auto"``, window by window where
         that is possible and delays are at least a hundredth of `tau_mem`; see
         `jaxsnn.recurrent`. Changes speed, not results.
@@ -169,11 +178,18 @@ class LIF(nn.Module):
         for name in ("delay", "recurrent_delay"):
             check_delay(f"LIF.{name}", getattr(self, name))
         check_neuron(self)
+        own = self.recurrent_delay
+        if not self.recurrent and not (isinstance(own, numbers.Real) and own == 0):
+            raise ValueError(
+                f"LIF.recurrent_delay is {own!r}, but the layer is not recurrent; leave"
+                " it out, or set recurrent=True."
+            )
         if self.recurrent_by == "window" and self.recurrent and not self._shortest:
             raise ValueError(
                 f"LIF.recurrent_delay is {self.recurrent_delay!r}; to run window by"
                 " window takes positive delays that do not depend on the target: a"
-                " number, or an array [features, 1]. Write recurrent_by='event'."
+                " number, an array [features, 1], or PerSource. Write"
+                " recurrent_by='event'."
             )
 
     @property
@@ -208,13 +224,7 @@ class LIF(nn.Module):
         kernel = kernel_of(self, inputs.size)
         neuron = neuron_of(self)
         delay, recurrent = self._delay(inputs.size), self._recurrent()
-        if not _traced(until, neuron.t_ref) and np.any(
-            np.asarray(neuron.t_ref) > until
-        ):
-            raise ValueError(
-                f"t_ref of {self._label} is {neuron.t_ref}, longer than the window that"
-                f" ends at {until}; times are in seconds."
-            )
+        check_t_ref(self._label, neuron.t_ref, until)
         batch = inputs.time.shape[:-1]
         inputs = inputs.reshape_batch(-1)
         n = inputs.time.shape[0]
@@ -255,7 +265,9 @@ class LIF(nn.Module):
             found = self._one_by_one(
                 neuron, kernel, inputs.delayed(delay.T), opening, until, observed
             )
-        times, without, difference = found
+        record, difference = found
+        times = record.times
+        show_slope(self, {"": record.slope})
         spikes, dropped = Spikes.from_times(times).keep(
             self.features * self.max_spikes if self.slots is None else self.slots
         )
@@ -263,7 +275,10 @@ class LIF(nn.Module):
         if recurrent is not None:
             counters["at_limit"] = at_limit(times)
         if observation is not None:
-            counters |= {"unexplained": without.sum(-1), **observation.counters}
+            counters |= {
+                "unexplained": unexplained(record).sum(-1),
+                **observation.counters,
+            }
 
         if difference is not None:
             for name, value in difference._asdict().items():

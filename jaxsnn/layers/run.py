@@ -1,6 +1,7 @@
 """What the layers share when they run: spikes with their gradient, reports."""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,22 +10,23 @@ from jax import Array, lax
 
 from jaxsnn.backend import GradientMethod
 from jaxsnn.dynamics import Neuron, Time
-from jaxsnn.record import Mismatch, Recurrent, State, mismatch, unexplained
+from jaxsnn.record import Mismatch, Record, Recurrent, State, mismatch
 from jaxsnn.recurrent import find_spikes
 from jaxsnn.spikes import NO_TIME, Spikes
+
+#: Collection in which layers show what only an observer wants; see `jaxsnn.capacity`.
+OBSERVED = "observed"
 
 
 class Found(NamedTuple):
     """What is known of a layer's spikes.
 
     Attributes:
-      times: with their gradient, ``[batch, neurons, max_spikes]``.
-      without: how many have none; see `unexplained`, ``[batch, neurons]``.
+      record: of them, the times with their gradient.
       mismatch: how observed spikes differ from the model's, if that was asked for.
     """
 
-    times: Array
-    without: Array
+    record: Record
     mismatch: Mismatch | None
 
 
@@ -57,12 +59,18 @@ def spikes_of(
         difference = mismatch(
             neuron, kernel, inputs, start, expected, record, recurrent
         )
-    return Found(times, unexplained(record), difference)
+    return Found(Record(times, record.slope), difference)
 
 
 def at_limit(times: Array) -> Array:
     """How many neurons fired as often as they may, which may have ended a cascade."""
     return jnp.sum(times[..., -1] < NO_TIME, axis=-1, dtype=jnp.int32)
+
+
+def show_slope(module: nn.Module, slope: Mapping[str, Array]) -> None:
+    """Shows an observer the slopes of a `Record`, of each population of a layer."""
+    if not module.is_initializing():
+        module.sow(OBSERVED, "slope", slope)
 
 
 def device_key(module: nn.Module) -> Array | None:

@@ -113,6 +113,11 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
             for name, state in events.items()
             if "count" in state  # A GridLI that comes first has none.
         )
+        if readout.layer is LI:
+            # A maximum at rest has no gradient. Only the right output is to rise.
+            right = labels[..., None] == jnp.arange(config.model.outputs)
+            rises = (readings > LI.v_leak) | ~right
+            bump += losses.silence_bump(params["output"]["kernel"], rises)
         return loss_fn(readings, labels) + config.loss.bump * bump
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
