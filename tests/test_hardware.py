@@ -880,7 +880,8 @@ def test_spikes_are_explained_by_recurrence_and_not_while_refractory():
 def test_the_mismatch_of_an_exact_device_is_zero_and_a_shift_is_found(recurrent):
     rng = np.random.default_rng(3)
     times = jnp.array(rng.uniform(0, 10e-3, (2, 4, 1)))
-    layer = LIF(3, recurrent=recurrent, recurrent_delay=1e-3, param_dtype=jnp.float64)
+    loop = {"recurrent": True, "recurrent_delay": 1e-3} if recurrent else {}
+    layer = LIF(3, **loop, param_dtype=jnp.float64)
     params = {"kernel": jnp.array(rng.normal(3.0, 1.0, (4, 3)))}
     if recurrent:
         params["recurrent_kernel"] = jnp.array(rng.normal(0.0, 1.0, (3, 3)))

@@ -92,7 +92,13 @@ def test_voltages_are_those_of_an_integration_with_delays_loops_and_rest(x64):
 
 def test_voltages_go_on_from_a_state_and_rest_above_threshold(x64):
     """A run in two windows, of neurons that fire by their leak alone."""
-    plain = {"t_ref": 0.0, "delay": None, "recurrent": False, "v_leak": 1.3}
+    plain = {
+        "t_ref": 0.0,
+        "delay": None,
+        "recurrent": False,
+        "recurrent_delay": 0.0,
+        "v_leak": 1.3,
+    }
     model, spikes = layer(**plain, max_spikes=9), Spikes.from_times(jnp.asarray(INPUTS))
     variables = model.init(jax.random.key(0), spikes)
     whole = jaxsnn.summary(model, variables, spikes, until=UNTIL).layers[0]
