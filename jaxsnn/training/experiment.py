@@ -114,10 +114,10 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
             if "count" in state  # A GridLI that comes first has none.
         )
         if readout.layer is LI:
-            # A maximum at rest has no gradient. Only the right output is to rise.
+            # An output that rises from rest for none of its samples has no gradient.
             right = labels[..., None] == jnp.arange(config.model.outputs)
-            rises = (readings > LI.v_leak) | ~right
-            bump += losses.silence_bump(params["output"]["kernel"], rises)
+            alive = jnp.any(right & (readings > LI.v_leak), axis=0)
+            bump += losses.silence_bump(params["output"]["kernel"], alive | ~right)
         return loss_fn(readings, labels) + config.loss.bump * bump
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
