@@ -3,9 +3,9 @@
 Command: `python train.py --config=configs/yinyang_5_delays.py`
 
 So small a network can end in a poor minimum. Weaker output weights, for which an output
-has to hear several hidden neurons, help: after 150 epochs of small batches 96.2 % of
-the validation split, in the mean of seeds 0 to 4, and 97.4 % after 300. With weights
-and batches of `yinyang.py` it was 94.1 % after 300, of seeds 0 to 2.
+has to hear several hidden neurons, small batches, and a short range of delays help: of
+the three worst of ten seeds with delays up to 10 ms, two of them below 95 % of the
+validation split and one at 76 %, all are above 95 % with 5 ms.
 """
 
 import ml_collections
@@ -20,5 +20,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_size = 20
     config.model.hidden = (5,)
     config.model.output_init = (30.0, 8.0)  # Not to answer to the first hidden spike.
-    config.model.max_delay = 10e-3  # s
+    config.model.max_delay = 5e-3  # s
     return config
