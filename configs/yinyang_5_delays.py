@@ -3,9 +3,9 @@
 Command: `python train.py --config=configs/yinyang_5_delays.py`
 
 So small a network can end in a poor minimum. Weaker output weights, for which an output
-has to hear several hidden neurons, small batches, and a short range of delays help: of
-the three worst of ten seeds with delays up to 10 ms, two of them below 95 % of the
-validation split and one at 76 %, all are above 95 % with 5 ms.
+has to hear several hidden neurons, small batches, and a short range of delays help. The
+three worst of ten seeds with delays up to 10 ms ended at 76, 95 and 96 % of the
+validation split; with up to 5 ms, at 98, 96 and 98 %.
 """
 
 import ml_collections
