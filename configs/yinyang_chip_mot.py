@@ -24,5 +24,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.chip.cadc = 1.7e-6  # s on the chip, between two samples.
     config.loss.name = "mot_cross_entropy"
     config.loss.scale = 8.0  # Inverse of the lead that makes e times as probable.
+    config.loss.lift = 0.0  # The highest sample of noise is above rest.
     config.loss.early = 0.0  # Of spikes only; there are none to be late.
     return config

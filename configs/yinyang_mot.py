@@ -18,5 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.output_init = (0.0, 8.8)
     config.loss.name = "mot_cross_entropy"
     config.loss.scale = 8.0  # Inverse of the lead that makes e times as probable.
+    # Weight of the lift of outputs that do not rise where they should; see losses.
+    config.loss.lift = 3e-3
     config.loss.early = 0.0  # Of spikes only; there are none to be late.
     return config

@@ -210,7 +210,7 @@ def test_maxima_of_voltages_decide_and_teach():
     # The right output never rises: its weights have no gradient but the lift.
     kernel = params["output"]["kernel"].at[:, 1].set(-1.0)
     _, grads = loss(params | {"output": {"kernel": kernel}})
-    np.testing.assert_allclose(grads["output"]["kernel"][:, 1], -config.loss.bump)
+    np.testing.assert_allclose(grads["output"]["kernel"][:, 1], -config.loss.lift)
     kernel = params["output"]["kernel"].at[:, 2].set(-1.0)  # Nor does a wrong one.
     _, grads = loss(params | {"output": {"kernel": kernel}})
     np.testing.assert_array_equal(grads["output"]["kernel"][:, 2], 0)

@@ -113,12 +113,14 @@ def create_experiment(config: ml_collections.ConfigDict) -> Experiment:
             for name, state in events.items()
             if "count" in state  # A GridLI that comes first has none.
         )
+        total = loss_fn(readings, labels) + config.loss.bump * bump
         if readout.layer is LI:
-            # An output that rises from rest for none of its samples has no gradient.
+            # The maximum of an output that never rises from rest has no gradient.
             right = labels[..., None] == jnp.arange(config.model.outputs)
-            alive = jnp.any(right & (readings > LI.v_leak), axis=0)
-            bump += losses.silence_bump(params["output"]["kernel"], alive | ~right)
-        return loss_fn(readings, labels) + config.loss.bump * bump
+            rises = (readings > LI.v_leak) | ~right
+            kernel = params["output"]["kernel"]
+            total += config.loss.lift * losses.silence_bump(kernel, rises)
+        return total
 
     def optimizer(steps: int) -> tuple[optax.GradientTransformation, Schedule]:
         def adam(rate: float) -> tuple[optax.GradientTransformation, Schedule]:
