@@ -2,8 +2,9 @@
 
 Command: `python train.py --config=configs/yinyang_mot.py`
 
-Test accuracy after the last epoch, seeds 0 to 4: 99.20 +- 0.25 %. `loss.scale` was
-chosen on the validation split (1: 98.1, 3: 98.8, 8: 99.1 % after 80 epochs).
+Test accuracy after the last epoch, seeds 0 to 9: 98.85 +- 0.58 %. `loss.scale` was
+chosen on the validation split (1: 98.1, 3: 98.8, 8: 99.1 % after 80 epochs). Without
+`loss.lift` one of the ten stays at 83 %, with an output that does not rise from rest.
 """
 
 import ml_collections

@@ -125,7 +125,7 @@ def test_recurrent_weights_learn_at_their_own_rate():
     np.testing.assert_allclose(steps["output"]["kernel"], 1e-2 * sign, rtol=1e-5)
     recurrent = steps["hidden"]["recurrent_kernel"]
     np.testing.assert_allclose(recurrent, 3e-4 * sign, rtol=1e-5)
-    config.model.recurrent = False
+    config.model.recurrent, config.model.recurrent_delay = False, 0.0
     with pytest.raises(TrainingError, match=r"recurrent_learning_rate is 0\.0003"):
         create_experiment(config)
 
