@@ -364,6 +364,7 @@ def test_a_value_out_of_range_names_the_field():
 def test_of_bytes_the_brightest_come_first_and_black_is_silent():
     config = fashion_mnist.get_config()
     config.model.hidden = (3,)
+    config.encoding.t_late = 20e-3
     encode = create_experiment(config).encode
     spikes = encode(jnp.array([[255, 0, 51]], jnp.uint8))
     # A fifth of the brightness, four fifths of the way from 0 to 20 ms; and the bias.
